@@ -1,0 +1,3 @@
+//! The `infernet-agent` binary: `infernet start --foreground`.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! The `infernet` binary: parse, run, exit code.
+
+fn main() {}

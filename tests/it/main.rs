@@ -1,0 +1,1 @@
+//! Integration tests, one binary: each module is a topic.
