@@ -6,3 +6,6 @@
 //! control plane as a client sees it), `engine` (containers that serve models),
 //! `hardware`, `agent` (the daemon), `stack` (the embedded control plane behind
 //! `infernet up`), `commands` and `command_error` (the command line).
+
+#[cfg(feature = "stack")]
+pub mod stack;

@@ -1,0 +1,5 @@
+//! The embedded control plane behind `infernet up`: the same URLs, headers,
+//! JSON, error codes and frames as the real Supabase, as a stated subset.
+
+pub mod api_key;
+pub mod jwt;
