@@ -1,0 +1,35 @@
+# `just` lists these.
+
+set shell := ["bash", "-euo", "pipefail", "-c"]
+
+[private]
+default:
+    @just --list --unsorted
+
+# Set up a control plane and a node, ask the model a question, watch the answer
+try *arguments:
+    scripts/try {{ arguments }}
+
+# Install what the tests need and run all of them, or the named stages
+test *stages:
+    scripts/test {{ stages }}
+
+# Run the Rust tests that match a filter
+unit *filter:
+    cargo nextest run {{ filter }}
+
+# Run the SQL tests on PostgreSQL 15 and 18
+pgtap *arguments:
+    scripts/pgtap {{ arguments }}
+
+# Measure: dispatch, overhead or footprint
+bench name *arguments:
+    scripts/bench {{ name }} {{ arguments }}
+
+# Check format, lints, dependencies and scripts
+lint:
+    scripts/test fmt clippy deny shell
+
+# Format the Rust code
+fmt:
+    cargo fmt

@@ -1,0 +1,87 @@
+# Stages of a run: each is timed, its output kept in a log, its tests counted.
+
+stage_names=() stage_seconds=() stage_results=()
+tests_passed=0 tests_failed=0
+
+# run_stage NAME COUNTER FUNCTION: COUNTER reads the stage's log and prints
+# "PASSED FAILED"; `check` stands for a stage that has no tests to count.
+run_stage() {
+  local name=$1 counter=$2 body=$3 log="$logs/$1.log" status=0 started passed failed
+  started=$(date +%s.%N)
+  printf '\n== %s\n' "$name"
+  # A subshell with errexit of its own: a condition would turn errexit off.
+  set +e
+  (set -e; "$body") </dev/null 2>&1 | tee "$log"
+  status=${PIPESTATUS[0]}
+  set -e
+  read -r passed failed < <("count_$counter" "$log")
+  if [ "$status" -ne 0 ] && [ "$failed" -eq 0 ]; then
+    failed=1
+  fi
+  if [ "$counter" != check ] && [ "$status" -eq 0 ] && [ "$passed" -eq 0 ]; then
+    printf 'The stage %s ran no test, which counts as a failure.\n' "$name"
+    status=1 failed=1
+  fi
+  tests_passed=$((tests_passed + passed))
+  tests_failed=$((tests_failed + failed))
+  stage_names+=("$name")
+  stage_seconds+=("$(awk -v a="$started" -v b="$(date +%s.%N)" 'BEGIN { printf "%.1f", b - a }')")
+  if [ "$status" -ne 0 ] || [ "$failed" -ne 0 ]; then
+    stage_results+=("failed, see $log")
+  elif [ "$counter" = check ]; then
+    stage_results+=("ok")
+  else
+    stage_results+=("$passed passed")
+  fi
+}
+
+count_check() { printf '0 0\n'; }
+
+# nextest: "Summary [   1.2s] 40 tests run: 39 passed (1 slow), 1 failed, 0 skipped"
+count_nextest() {
+  sed 's/\x1b\[[0-9;]*m//g' "$1" | awk '
+    /^ *Summary \[/ {
+      p = 0; f = 0
+      for (i = 1; i < NF; i++) {
+        if ($(i + 1) ~ /^passed/) p = $i
+        if ($(i + 1) ~ /^(failed|timed|exec)/) f += $i
+      }
+    }
+    END { print p + 0, f + 0 }'
+}
+
+# rustdoc: "test result: ok. 3 passed; 0 failed; 0 ignored; ..."
+count_doctest() {
+  sed 's/\x1b\[[0-9;]*m//g' "$1" |
+    awk '/^test result:/ { p += $4; f += $6 } END { print p + 0, f + 0 }'
+}
+
+# pg_prove: a line a test, "ok 3 - ..." or "not ok 4 - ..." (it is run verbosely).
+count_pgtap() {
+  awk '/^ok [0-9]+/ { p++ } /^not ok [0-9]+/ { f++ } END { print p + 0, f + 0 }' "$1"
+}
+
+# Deno: "ok | 12 passed | 0 failed (1s)"
+count_deno() {
+  sed 's/\x1b\[[0-9;]*m//g' "$1" | awk '
+    / passed .* failed/ {
+      for (i = 1; i < NF; i++) {
+        if ($(i + 1) == "passed") p += $i
+        if ($(i + 1) == "failed") f += $i
+      }
+    }
+    END { print p + 0, f + 0 }'
+}
+
+# Prints the table of stages and, alone on the last line, the sum. Fails when
+# anything failed.
+print_summary() {
+  local index
+  printf '\n%-12s %9s  %s\n' stage seconds result
+  for index in "${!stage_names[@]}"; do
+    printf '%-12s %9s  %s\n' "${stage_names[$index]}" "${stage_seconds[$index]}" \
+      "${stage_results[$index]}"
+  done
+  printf '\n%d passed, %d failed\n' "$tests_passed" "$tests_failed"
+  [ "$tests_failed" -eq 0 ]
+}
