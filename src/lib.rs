@@ -7,5 +7,6 @@
 //! `hardware`, `agent` (the daemon), `stack` (the embedded control plane behind
 //! `infernet up`), `commands` and `command_error` (the command line).
 
+pub mod control;
 #[cfg(feature = "stack")]
 pub mod stack;

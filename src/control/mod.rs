@@ -1,0 +1,3 @@
+//! The control plane as a client sees it.
+
+pub mod realtime;
