@@ -8,5 +8,6 @@
 //! `infernet up`), `commands` and `command_error` (the command line).
 
 pub mod control;
+pub mod identity;
 #[cfg(feature = "stack")]
 pub mod stack;
