@@ -142,9 +142,11 @@ impl Report {
     /// every measure, an object a line.
     fn write_run(&self) -> std::io::Result<PathBuf> {
         let now = jiff::Timestamp::now();
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("bench/runs")
-            .join(format!("{}-{}", now.strftime("%Y-%m-%d"), host()));
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/runs").join(format!(
+            "{}-{}",
+            now.strftime("%Y-%m-%d"),
+            host()
+        ));
         std::fs::create_dir_all(&folder)?;
         let path = folder.join(format!("{}.jsonl", self.bench));
         let mut text = format!("{}\n", json!({ "run": machine(self.bench, now) }));
