@@ -2,4 +2,5 @@
 //! JSON, error codes and frames as the real Supabase, as a stated subset.
 
 pub mod api_key;
+pub mod auth;
 pub mod jwt;
