@@ -1,3 +1,7 @@
 //! The `infernet` binary: parse, run, exit code.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    infernet::commands::main(std::env::args_os())
+}

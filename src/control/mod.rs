@@ -8,7 +8,9 @@
 
 mod base_url;
 pub mod realtime;
+pub mod rpc;
 pub mod session;
+mod wire;
 
 use std::sync::Arc;
 use std::time::Duration;

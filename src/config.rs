@@ -1,0 +1,464 @@
+//! What this machine was told: one file, two layers.
+//!
+//! [`raw`] is what was written, [`Config`] what it means. A value comes from a
+//! flag, else from the environment, else from `config.toml`, else it has a
+//! default; `config/infernet.example.toml` shows every key. No secret is ever in
+//! the file: keys are files of their own beside it ([`Directories::owner_key`],
+//! [`Directories::node_key`]).
+
+mod directories;
+mod raw;
+
+use std::fmt;
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use url::Url;
+
+pub use self::directories::Directories;
+pub use self::raw::{RawConfig, RawControl, RawDocker, RawModel, RawNode};
+use crate::control::{BaseUrl, PlainHttp};
+use crate::money::Usd;
+
+/// Where Docker listens unless told otherwise.
+const DOCKER_SOCKET: &str = "/var/run/docker.sock";
+
+/// How long running attempts may finish when the agent is asked to stop.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// What a daemon logs unless told otherwise.
+const LOG: &str = "info";
+
+/// Why there is no usable configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// No home directory, and no variable that stands in for it.
+    #[error("This user has no home directory, so there is no place for the configuration.")]
+    NoHome,
+    /// The file is there and cannot be read.
+    #[error("The configuration file {} cannot be read.", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The file cannot be written.
+    #[error("The configuration file {} cannot be written.", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The file does not say what it must.
+    #[error("The configuration file {} is wrong at line {line}: {message}", path.display())]
+    Wrong {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong and what is expected.
+        message: String,
+    },
+    /// A flag or variable does not say what it must.
+    #[error("{name} is wrong: {message}")]
+    Override {
+        /// The flag and its variable.
+        name: &'static str,
+        /// What is wrong and what is expected.
+        message: String,
+    },
+    /// Nothing says which control plane to use.
+    #[error("No control plane is known on this machine.")]
+    NoControlPlane,
+    /// Nothing says what node this machine is.
+    #[error("This machine is not set up as a node.")]
+    NoNode,
+}
+
+/// What flags and environment say; it goes before the file.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// The control plane's URL (`--url`, `INFERNET_URL`).
+    pub url: Option<String>,
+    /// Plain http to a public host is meant (`--plain-http`).
+    pub plain_http: bool,
+    /// Its publishable key (`--publishable-key`, `INFERNET_PUBLISHABLE_KEY`).
+    pub publishable_key: Option<String>,
+    /// What is logged (`--log`, `INFERNET_LOG`).
+    pub log: Option<String>,
+    /// Docker's socket (`INFERNET_DOCKER_SOCKET`, or `DOCKER_HOST` with a
+    /// `unix://` URL).
+    pub docker_socket: Option<PathBuf>,
+}
+
+/// The configuration, checked.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Config {
+    control: Option<ControlConfig>,
+    node: Option<NodeConfig>,
+    docker: DockerConfig,
+    models: Vec<ModelConfig>,
+    log: String,
+}
+
+/// Which control plane.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ControlConfig {
+    /// Its base URL.
+    pub url: BaseUrl,
+    /// Its publishable key; asked of `/functions/v1/info` when absent.
+    pub publishable_key: Option<String>,
+}
+
+/// What node this machine is.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct NodeConfig {
+    /// What its owner calls it.
+    pub name: String,
+    /// What it does.
+    pub role: NodeRole,
+    /// The most attempts at once over all models; the models' slots added up
+    /// when absent.
+    pub slots: Option<u32>,
+    /// Where it is, if its owner wants that known.
+    pub region: Option<String>,
+    /// How long running attempts may finish when the agent is asked to stop.
+    pub grace: Duration,
+}
+
+/// What a node does.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeRole {
+    /// Executes jobs.
+    #[default]
+    Provider,
+    /// Coordinates gangs of nodes.
+    Aggregator,
+    /// Identity and balance only.
+    Client,
+}
+
+impl NodeRole {
+    /// Returns the role's word, as in SQL and JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Provider => "provider",
+            Self::Aggregator => "aggregator",
+            Self::Client => "client",
+        }
+    }
+}
+
+impl fmt::Display for NodeRole {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(self.as_str())
+    }
+}
+
+/// How containers are run.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct DockerConfig {
+    /// The socket of Docker or Podman.
+    pub socket: PathBuf,
+}
+
+/// A model that this node serves and what it asks for it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ModelConfig {
+    /// Its name on the market.
+    pub name: String,
+    /// The entry of the engine catalogue that serves it.
+    pub engine: String,
+    /// Where its weights are.
+    pub source: ModelSource,
+    /// How many jobs at once.
+    pub slots: u32,
+    /// Tokens that fit the context; the engine's own default when absent.
+    pub context_length: Option<u32>,
+    /// USD per million tokens of input.
+    pub price_input: Usd,
+    /// USD per million tokens of output.
+    pub price_output: Usd,
+}
+
+/// Where a model comes from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum ModelSource {
+    /// A file or folder that is mounted into the engine's container.
+    File {
+        /// Where it is.
+        path: PathBuf,
+        /// Its hex sha256; a file with another one is not served.
+        sha256: Option<String>,
+    },
+    /// An OpenAI-compatible server of this host.
+    Endpoint {
+        /// Its base URL, such as `http://127.0.0.1:11434/v1`.
+        url: Url,
+    },
+}
+
+impl Config {
+    /// Reads the file, if there is one, under what flags and environment say.
+    pub fn load(directories: &Directories, overrides: &Overrides) -> Result<Self, ConfigError> {
+        let path = directories.config_file();
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            Err(source) => return Err(ConfigError::Read { path, source }),
+        };
+        Self::read(&path, &text, overrides)
+    }
+
+    /// Gives the text of a file its meaning; `path` is for messages.
+    pub fn read(path: &Path, text: &str, overrides: &Overrides) -> Result<Self, ConfigError> {
+        let raw = RawConfig::parse(path, text)?;
+        let mut config = raw.check(path, text)?;
+        config.override_with(overrides)?;
+        Ok(config)
+    }
+
+    fn override_with(&mut self, overrides: &Overrides) -> Result<(), ConfigError> {
+        if let Some(url) = &overrides.url {
+            let plain_http = if overrides.plain_http || self.allows_plain_http(url) {
+                PlainHttp::Anywhere
+            } else {
+                PlainHttp::PrivateOnly
+            };
+            let url = BaseUrl::parse(url, plain_http).map_err(|error| ConfigError::Override {
+                name: "--url (INFERNET_URL)",
+                message: error.to_string(),
+            })?;
+            // A key belongs to its control plane: another URL drops it.
+            let publishable_key = self
+                .control
+                .take()
+                .filter(|control| control.url == url)
+                .and_then(|control| control.publishable_key);
+            self.control = Some(ControlConfig { url, publishable_key });
+        }
+        if let Some(key) = &overrides.publishable_key {
+            raw::check_publishable_key(key).map_err(|message| ConfigError::Override {
+                name: "--publishable-key (INFERNET_PUBLISHABLE_KEY)",
+                message,
+            })?;
+            if let Some(control) = &mut self.control {
+                control.publishable_key = Some(key.clone());
+            }
+        }
+        if let Some(log) = &overrides.log {
+            self.log.clone_from(log);
+        }
+        if let Some(socket) = &overrides.docker_socket {
+            self.docker.socket.clone_from(socket);
+        }
+        Ok(())
+    }
+
+    /// Says whether the file allows plain http for this very control plane.
+    fn allows_plain_http(&self, url: &str) -> bool {
+        self.control.as_ref().is_some_and(|control| {
+            BaseUrl::parse(url, PlainHttp::Anywhere).is_ok_and(|url| url == control.url)
+        })
+    }
+
+    /// Returns which control plane to use.
+    pub fn control(&self) -> Result<&ControlConfig, ConfigError> {
+        self.control.as_ref().ok_or(ConfigError::NoControlPlane)
+    }
+
+    /// Returns what node this machine is.
+    pub fn node(&self) -> Result<&NodeConfig, ConfigError> {
+        self.node.as_ref().ok_or(ConfigError::NoNode)
+    }
+
+    /// Returns how containers are run.
+    pub fn docker(&self) -> &DockerConfig {
+        &self.docker
+    }
+
+    /// Returns what this node serves.
+    pub fn models(&self) -> &[ModelConfig] {
+        &self.models
+    }
+
+    /// Returns what a daemon logs, as a filter of `tracing`.
+    pub fn log(&self) -> &str {
+        &self.log
+    }
+}
+
+/// Writes a file of this user alone (0600), whole or not at all.
+pub(crate) fn write_private(path: &Path, text: &str) -> Result<(), ConfigError> {
+    let failed = |source| ConfigError::Write { path: path.to_owned(), source };
+    let scratch = path.with_extension(format!("new-{}", std::process::id()));
+    let written = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&scratch)
+        .and_then(|mut file| {
+            file.write_all(text.as_bytes())?;
+            file.sync_all()
+        })
+        .and_then(|()| fs::rename(&scratch, path));
+    written.map_err(|source| {
+        // The scratch file is of no use without the rename; a second failure
+        // would only hide the first.
+        drop(fs::remove_file(&scratch));
+        failed(source)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    const EXAMPLE: &str = include_str!("../config/infernet.example.toml");
+
+    fn read(text: &str) -> Result<Config, ConfigError> {
+        Config::read(Path::new("/c/config.toml"), text, &Overrides::default())
+    }
+
+    fn wrong(text: &str) -> (usize, String) {
+        match read(text).unwrap_err() {
+            ConfigError::Wrong { line, message, .. } => (line, message),
+            other => panic!("{other}"),
+        }
+    }
+
+    /// The example with every commented key switched on.
+    fn example_with_every_key() -> String {
+        EXAMPLE
+            .lines()
+            .map(|line| match line.strip_prefix("#") {
+                Some(rest) if !rest.starts_with(' ') && !rest.is_empty() => rest,
+                _ => line,
+            })
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
+
+    #[test]
+    fn the_example_says_the_defaults() {
+        let example = read(EXAMPLE).unwrap();
+        let mut nothing = read("").unwrap();
+        // A node has no defaults without its table.
+        nothing.node = read("[node]\nname = \"attic\"").unwrap().node;
+        assert_eq!(example, nothing);
+    }
+
+    #[test]
+    fn the_example_has_every_key() {
+        let text = example_with_every_key();
+        let config = read(&text).unwrap();
+        assert_eq!(config.models().len(), 2);
+        let shown: toml::Table = text.parse().unwrap();
+        let keys = |value: &toml::Value| {
+            let mut keys: Vec<String> = value.as_table().unwrap().keys().cloned().collect();
+            keys.sort();
+            keys
+        };
+        let all = toml::Value::try_from(raw::every_key()).unwrap();
+        assert_eq!(keys(&toml::Value::Table(shown.clone())), keys(&all));
+        for table in ["control", "node", "docker"] {
+            assert_eq!(keys(&shown[table]), keys(&all[table]), "[{table}]");
+        }
+        let mut model_keys: Vec<String> =
+            shown["model"].as_array().unwrap().iter().flat_map(&keys).collect();
+        model_keys.sort();
+        model_keys.dedup();
+        assert_eq!(model_keys, keys(&all["model"][0]), "[[model]]");
+    }
+
+    #[test]
+    fn a_wrong_line_is_named_with_what_is_expected() {
+        let (line, message) = wrong("[control]\n\nprot = 1\n");
+        assert_eq!(line, 3);
+        assert!(message.contains("unknown field `prot`, expected one of `url`"), "{message}");
+
+        let (line, message) = wrong("[control]\nurl = \"ftp://x\"\n");
+        assert_eq!(line, 2);
+        assert!(message.contains("only https and http"), "{message}");
+
+        let (line, message) = wrong("[control]\nurl = \"http://infernet.tech\"\n");
+        assert_eq!(line, 2);
+        assert!(message.contains("in the clear"), "{message}");
+
+        let (line, message) = wrong("[control]\nurl = \"http://x\n");
+        assert_eq!(line, 2);
+        assert!(message.contains("string"), "{message}");
+
+        let (line, message) = wrong(
+            "[[model]]\nname = \"m\"\nengine = \"llama.cpp\"\nprice_input = \"-1\"\nprice_output = 1\n",
+        );
+        assert_eq!(line, 4);
+        assert!(message.contains("below zero"), "{message}");
+    }
+
+    #[test]
+    fn a_model_has_one_source() {
+        let model = |rest: &str| {
+            format!(
+                "[[model]]\nname = \"m\"\nengine = \"e\"\nprice_input = 0.05\nprice_output = 1\n{rest}"
+            )
+        };
+        assert_eq!(wrong(&model("")).0, 2);
+        assert!(wrong(&model("path = \"relative.gguf\"\n")).1.contains("absolute"));
+        assert!(wrong(&model("path = \"/m\"\nendpoint = \"http://x/v1\"\n")).1.contains("either"));
+        assert!(wrong(&model("path = \"/m\"\nsha256 = \"12\"\n")).1.contains("64 hexadecimal"));
+        assert!(wrong(&model("path = \"/m\"\nslots = 0\n")).1.contains("slots"));
+        let config = read(&model("path = \"/m\"\n")).unwrap();
+        assert_eq!(config.models()[0].price_input.to_string(), "$0.05");
+        let twice = format!("{0}{0}", model("path = \"/m\"\n"));
+        assert!(wrong(&twice).1.contains("twice"));
+    }
+
+    #[test]
+    fn flags_go_before_the_file() {
+        let text = "log = \"debug\"\n[control]\nurl = \"https://a.example\"\npublishable_key = \"sb_publishable_a\"\n";
+        let with = |overrides: Overrides| {
+            Config::read(Path::new("/c/config.toml"), text, &overrides).unwrap()
+        };
+        let same = with(Overrides { url: Some("https://a.example/".into()), ..Default::default() });
+        assert_eq!(
+            same.control().unwrap().publishable_key.as_deref(),
+            Some("sb_publishable_a"),
+            "the same control plane keeps its key"
+        );
+        let other = with(Overrides {
+            url: Some("http://127.0.0.1:1/".into()),
+            log: Some("trace".into()),
+            docker_socket: Some("/run/d.sock".into()),
+            ..Default::default()
+        });
+        assert_eq!(other.control().unwrap().url.to_string(), "http://127.0.0.1:1");
+        assert_eq!(other.control().unwrap().publishable_key, None);
+        assert_eq!(other.log(), "trace");
+        assert_eq!(other.docker().socket, Path::new("/run/d.sock"));
+        assert!(matches!(read("").unwrap().control(), Err(ConfigError::NoControlPlane)));
+    }
+
+    #[test]
+    fn the_file_is_of_its_user_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.toml");
+        fs::write(&path, "old").unwrap();
+        write_private(&path, "new").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+}

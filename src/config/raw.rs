@@ -1,0 +1,370 @@
+//! The file as it was written.
+
+use std::fmt;
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use toml::Spanned;
+use url::Url;
+
+use super::{
+    Config, ConfigError, ControlConfig, DOCKER_SOCKET, DockerConfig, GRACE, LOG, ModelConfig,
+    ModelSource, NodeConfig, NodeRole,
+};
+use crate::control::{BaseUrl, PlainHttp};
+use crate::money::Usd;
+
+/// `config.toml`, key by key. Unknown keys are errors.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawConfig {
+    /// What a daemon logs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log: Option<String>,
+    /// The control plane.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control: Option<RawControl>,
+    /// What node this machine is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<RawNode>,
+    /// How containers are run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub docker: Option<RawDocker>,
+    /// What this node serves.
+    #[serde(default, rename = "model", skip_serializing_if = "Vec::is_empty")]
+    pub models: Vec<RawModel>,
+}
+
+/// `[control]`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawControl {
+    /// Its URL.
+    pub url: Spanned<String>,
+    /// Whether plain http to a public host is meant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plain_http: Option<bool>,
+    /// Its publishable key.
+    #[serde(
+        default,
+        deserialize_with = "publishable_key",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub publishable_key: Option<String>,
+}
+
+/// `[node]`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawNode {
+    /// What its owner calls it.
+    #[serde(deserialize_with = "node_name")]
+    pub name: String,
+    /// What it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<NodeRole>,
+    /// The most attempts at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slots: Option<NonZeroU32>,
+    /// Where it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// Seconds that running attempts may take to finish when the agent stops.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grace_secs: Option<u32>,
+}
+
+/// `[docker]`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawDocker {
+    /// The socket.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub socket: Option<PathBuf>,
+}
+
+/// `[[model]]`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawModel {
+    /// Its name on the market.
+    #[serde(deserialize_with = "model_name")]
+    pub name: Spanned<String>,
+    /// The entry of the engine catalogue that serves it.
+    pub engine: String,
+    /// Its file or folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// The file's sha256.
+    #[serde(default, deserialize_with = "sha256", skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// The server that serves it already.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<Url>,
+    /// How many jobs at once.
+    #[serde(default, deserialize_with = "slots", skip_serializing_if = "Option::is_none")]
+    pub slots: Option<u32>,
+    /// Tokens that fit the context.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub context_length: Option<NonZeroU32>,
+    /// USD per million tokens of input.
+    #[serde(deserialize_with = "price")]
+    pub price_input: Usd,
+    /// USD per million tokens of output.
+    #[serde(deserialize_with = "price")]
+    pub price_output: Usd,
+}
+
+impl RawConfig {
+    /// Reads the text of a file; `path` is for messages.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        toml::from_str(text).map_err(|error| ConfigError::Wrong {
+            path: path.to_owned(),
+            line: line_at(text, error.span().map_or(0, |span| span.start)),
+            message: sentence(error.message()),
+        })
+    }
+
+    /// Writes the text of a file.
+    pub fn to_text(&self) -> String {
+        toml::to_string(self).expect("every value of the configuration has a form in TOML")
+    }
+
+    /// Gives every key its meaning.
+    pub(super) fn check(self, path: &Path, text: &str) -> Result<Config, ConfigError> {
+        let mut models: Vec<ModelConfig> = Vec::with_capacity(self.models.len());
+        for raw in self.models {
+            let line = line_at(text, raw.name.span().start);
+            let model = raw.check().and_then(|model| {
+                if models.iter().any(|other| other.name == model.name) {
+                    return Err(format!("the model {} is there twice.", model.name));
+                }
+                Ok(model)
+            });
+            models.push(model.map_err(|message| ConfigError::Wrong {
+                path: path.to_owned(),
+                line,
+                message,
+            })?);
+        }
+        let control = match self.control {
+            Some(raw) => {
+                let line = line_at(text, raw.url.span().start);
+                Some(raw.check().map_err(|message| ConfigError::Wrong {
+                    path: path.to_owned(),
+                    line,
+                    message,
+                })?)
+            }
+            None => None,
+        };
+        Ok(Config {
+            control,
+            node: self.node.map(|node| NodeConfig {
+                name: node.name,
+                role: node.role.unwrap_or_default(),
+                slots: node.slots.map(NonZeroU32::get),
+                region: node.region.filter(|region| !region.is_empty()),
+                grace: node.grace_secs.map_or(GRACE, |secs| Duration::from_secs(u64::from(secs))),
+            }),
+            docker: DockerConfig {
+                socket: self
+                    .docker
+                    .and_then(|docker| docker.socket)
+                    .unwrap_or_else(|| PathBuf::from(DOCKER_SOCKET)),
+            },
+            models,
+            log: self.log.unwrap_or_else(|| LOG.to_owned()),
+        })
+    }
+}
+
+impl RawControl {
+    fn check(self) -> Result<ControlConfig, String> {
+        let plain_http = match self.plain_http {
+            Some(true) => PlainHttp::Anywhere,
+            Some(false) | None => PlainHttp::PrivateOnly,
+        };
+        let url = BaseUrl::parse(self.url.get_ref(), plain_http).map_err(|e| e.to_string())?;
+        Ok(ControlConfig { url, publishable_key: self.publishable_key })
+    }
+}
+
+impl RawModel {
+    fn check(self) -> Result<ModelConfig, String> {
+        let name = self.name.into_inner();
+        let source = match (self.path, self.endpoint) {
+            (Some(path), None) if path.is_absolute() => {
+                ModelSource::File { path, sha256: self.sha256 }
+            }
+            (Some(path), None) => {
+                return Err(format!(
+                    "the path {} of model {name} must be absolute.",
+                    path.display()
+                ));
+            }
+            (None, Some(url)) => ModelSource::Endpoint { url },
+            (None, None) | (Some(_), Some(_)) => {
+                return Err(format!("model {name} needs either `path` or `endpoint`."));
+            }
+        };
+        Ok(ModelConfig {
+            name,
+            engine: self.engine,
+            source,
+            slots: self.slots.unwrap_or(1),
+            context_length: self.context_length.map(NonZeroU32::get),
+            price_input: self.price_input,
+            price_output: self.price_output,
+        })
+    }
+}
+
+/// A configuration that has every key, to compare the example with.
+#[cfg(test)]
+pub(super) fn every_key() -> RawConfig {
+    RawConfig {
+        log: Some(String::new()),
+        control: Some(RawControl {
+            url: Spanned::new(0..0, String::new()),
+            plain_http: Some(true),
+            publishable_key: Some(String::new()),
+        }),
+        node: Some(RawNode {
+            name: String::new(),
+            role: Some(NodeRole::Provider),
+            slots: NonZeroU32::new(1),
+            region: Some(String::new()),
+            grace_secs: Some(1),
+        }),
+        docker: Some(RawDocker { socket: Some(PathBuf::new()) }),
+        models: vec![RawModel {
+            name: Spanned::new(0..0, String::new()),
+            engine: String::new(),
+            path: Some(PathBuf::new()),
+            sha256: Some(String::new()),
+            endpoint: Some(Url::parse("http://x").unwrap()),
+            slots: Some(1),
+            context_length: NonZeroU32::new(1),
+            price_input: Usd::ZERO,
+            price_output: Usd::ZERO,
+        }],
+    }
+}
+
+/// Checks a publishable key: it goes into a header.
+pub(super) fn check_publishable_key(key: &str) -> Result<(), String> {
+    if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err("a publishable key is one word, such as sb_publishable_….".to_owned());
+    }
+    if key.starts_with("sb_secret_") {
+        return Err(
+            "this is a secret key, which must never be on a node. Use the publishable key."
+                .to_owned(),
+        );
+    }
+    Ok(())
+}
+
+/// Checks a model's name: it crosses shells, URLs and file names.
+pub(crate) fn check_model_name(name: &str) -> Result<(), String> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._:/-".contains(&byte);
+    if name.is_empty()
+        || name.len() > 128
+        || !name.starts_with(|first: char| first.is_ascii_alphanumeric())
+        || !name.bytes().all(allowed)
+    {
+        return Err(format!(
+            "\"{name}\" is not a model's name. Use letters, digits and . _ : / -, starting with a \
+             letter or digit."
+        ));
+    }
+    Ok(())
+}
+
+/// Checks a node's name.
+pub(crate) fn check_node_name(name: &str) -> Result<(), String> {
+    if name.trim().is_empty() || name.len() > 64 || name.chars().any(char::is_control) {
+        return Err(format!("\"{name}\" is not a node's name. Use 1 to 64 characters."));
+    }
+    Ok(())
+}
+
+fn line_at(text: &str, offset: usize) -> usize {
+    text.as_bytes()[..offset.min(text.len())].iter().filter(|byte| **byte == b'\n').count() + 1
+}
+
+/// Ends what the parser says with a full stop, on one line.
+fn sentence(message: &str) -> String {
+    let mut text = message.lines().collect::<Vec<_>>().join(", ");
+    if !text.ends_with('.') {
+        text.push('.');
+    }
+    text
+}
+
+fn publishable_key<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let key = String::deserialize(deserializer)?;
+    check_publishable_key(&key).map_err(de::Error::custom)?;
+    Ok(Some(key))
+}
+
+fn node_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    check_node_name(&name).map_err(de::Error::custom)?;
+    Ok(name)
+}
+
+fn model_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Spanned<String>, D::Error> {
+    let name = Spanned::<String>::deserialize(deserializer)?;
+    check_model_name(name.get_ref()).map_err(de::Error::custom)?;
+    Ok(name)
+}
+
+fn sha256<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let digest = String::deserialize(deserializer)?.to_ascii_lowercase();
+    if digest.len() != 64 || !digest.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(de::Error::custom("a sha256 is 64 hexadecimal digits."));
+    }
+    Ok(Some(digest))
+}
+
+fn slots<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    let slots = i64::deserialize(deserializer)?;
+    match u32::try_from(slots) {
+        Ok(slots @ 1..=1024) => Ok(Some(slots)),
+        _ => Err(de::Error::custom(format!("{slots} slots are not possible. Use 1 to 1024."))),
+    }
+}
+
+/// Reads a price, written as text or as a number.
+fn price<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Usd, D::Error> {
+    struct Price;
+
+    impl Visitor<'_> for Price {
+        type Value = Usd;
+
+        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            formatter.write_str("a price in USD per million tokens, such as \"0.05\"")
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Usd, E> {
+            text.parse().map_err(E::custom)
+        }
+
+        fn visit_i64<E: de::Error>(self, number: i64) -> Result<Usd, E> {
+            self.visit_str(&number.to_string())
+        }
+
+        fn visit_f64<E: de::Error>(self, number: f64) -> Result<Usd, E> {
+            // The shortest text that reads back as the same number is what was
+            // written.
+            self.visit_str(&number.to_string())
+        }
+    }
+
+    deserializer.deserialize_any(Price)
+}
