@@ -3,4 +3,8 @@
 
 pub mod api_key;
 pub mod auth;
+pub mod data_dir;
 pub mod jwt;
+pub mod migrate;
+pub mod postgres;
+pub mod secrets;
