@@ -1,4 +1,6 @@
 //! Integration tests, one binary: each module is a topic.
 
+#![allow(clippy::unwrap_used, reason = "a test that unwraps fails with the place and the value")]
+
 #[cfg(feature = "stack")]
 mod stack_database;
