@@ -1,0 +1,60 @@
+-- The private schema `infernet`, and the few words that all of it uses.
+--
+-- How the database is laid out
+--   public      tables (row level security, SELECT at most) and thin wrappers: the API
+--   infernet    the logic, security definer, and tables that no client reads
+--
+-- How to read on, by file: settings, identity, nodes, market, jobs, ledger, payments, realtime,
+-- pricing, assignment, consumer calls, node calls, the tick, operator calls, reporting, access.
+--
+-- One order of locks holds everywhere, so that no two calls can wait for each other:
+--   node_liveness, jobs, job_attempts, ledger_accounts (by id), offer_load.
+-- Whoever holds a row of offer_load waits for nothing more; what must take a second one skips
+-- locked rows instead.
+
+create schema if not exists infernet;
+revoke all on schema infernet from public;
+grant usage on schema infernet to anon, authenticated, service_role;
+
+-- Supabase grants everything new in public to its API roles, and PostgreSQL grants EXECUTE to
+-- PUBLIC. Neither may happen between two migrations; access.sql then grants by name.
+alter default privileges for role postgres revoke execute on functions from public;
+alter default privileges for role postgres in schema public
+  revoke all on tables from anon, authenticated, service_role;
+alter default privileges for role postgres in schema public
+  revoke all on sequences from anon, authenticated, service_role;
+alter default privileges for role postgres in schema public
+  revoke all on functions from anon, authenticated, service_role;
+
+-- The server's time. Tests set infernet.clock; what arrives through the API (session user
+-- authenticator) cannot.
+create function infernet.clock() returns timestamptz
+language plpgsql volatile set search_path = '' as $$
+begin
+  if session_user <> 'authenticator' and current_setting('infernet.clock', true) <> '' then
+    return current_setting('infernet.clock', true)::timestamptz;
+  end if;
+  return clock_timestamp();
+end $$;
+
+-- Refuses a call: HTTP status, a stable word for programs, a sentence for people, the next step.
+create function infernet.refuse(p_status int, p_word text, p_message text, p_hint text default null)
+returns void
+language plpgsql set search_path = '' as $$
+begin
+  raise exception using
+    errcode = 'PT' || p_status, message = p_message, detail = p_word, hint = coalesce(p_hint, '');
+end $$;
+
+-- A uuid that follows from another one and a purpose: the id of the transfer that a job or an
+-- attempt may cause once, however often it is tried.
+create function infernet.derived_id(p_id uuid, p_purpose text) returns uuid
+language sql immutable strict parallel safe set search_path = '' as $$
+  select encode(substr(sha256(convert_to(p_id::text || ':' || p_purpose, 'UTF8')), 1, 16), 'hex')::uuid
+$$;
+
+-- Money as it crosses the wire: text, so that no float ever holds it.
+create function infernet.usd(p_amount numeric) returns text
+language sql immutable parallel safe set search_path = '' as $$
+  select round(p_amount, 12)::text
+$$;

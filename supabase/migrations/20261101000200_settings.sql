@@ -1,0 +1,107 @@
+-- Settings: the market's dials. Operators change them with set_setting() or in Studio; every
+-- function reads them at each call.
+
+create table public.settings (
+  key         text primary key check (key ~ '^[a-z][a-z0-9_]{1,62}$'),
+  value       jsonb not null,
+  description text not null,
+  updated_at  timestamptz not null default now()
+);
+alter table public.settings enable row level security;
+
+insert into public.settings (key, value, description) values
+  ('name', '"Infernet"', 'What this control plane calls itself'),
+  ('fee_rate', '0.05', 'Operator''s share of what a job costs, 0 to 1'),
+  ('node_approval', '"manual"', 'manual: an operator approves each node; auto: enrolled nodes work at once'),
+  ('open_models', 'true', 'Nodes may offer models that no operator has listed'),
+  ('welcome_credit', '0', 'USD given to each new user from the goodwill account'),
+  ('heartbeat_secs', '5', 'Seconds between two heartbeats of a node'),
+  ('lease_secs', '15', 'Seconds without a heartbeat after which a node is lost; at least three heartbeats'),
+  ('offer_secs', '3', 'Seconds in which an offered attempt must start'),
+  ('cancel_secs', '10', 'Seconds in which a node must answer a cancellation'),
+  ('forgotten_secs', '10', 'Seconds after which a running attempt that its node does not name is lost'),
+  ('max_attempts', '3', 'Attempts a job gets'),
+  ('retry_secs', '2', 'Seconds before the same node may try a failed job again, doubled at each attempt'),
+  ('deadline_secs', '600', 'Deadline of a job that names none'),
+  ('deadline_secs_max', '86400', 'Longest deadline a job may ask for'),
+  ('prompt_bytes', '262144', 'Largest input of a job, bytes of its JSON'),
+  ('output_bytes', '1048576', 'Largest output of a job, bytes'),
+  ('output_tokens', '512', 'Output tokens of a job that names none'),
+  ('output_tokens_max', '8192', 'Most output tokens a job may ask for'),
+  ('input_tokens_base', '64', 'Tokens that a model''s template may add to any input'),
+  ('input_tokens_message', '16', 'Tokens that a model''s template may add to each message'),
+  ('tokens_per_second_max', '2000', 'Output faster than this is not paid for'),
+  ('price_max', '10000', 'Highest price of an offer, USD per million tokens'),
+  ('price_input_default', '0.10', 'Price of an offer that names none, USD per million input tokens'),
+  ('price_output_default', '0.40', 'Price of an offer that names none, USD per million output tokens'),
+  ('cap_factor', '2', 'Cap of a job that names none: this many times the lowest quote'),
+  ('input_keys', '["messages","prompt","temperature","top_p","top_k","min_p","seed","stop","frequency_penalty","presence_penalty","repeat_penalty","response_format","tools","tool_choice","logit_bias"]',
+   'Keys of an OpenAI request that are handed to the engine'),
+  ('weights', '{"price":1,"load":0.3,"realtime":0.05,"retry":10}', 'Weights of the score that orders candidates'),
+  ('tick_jobs', '200', 'Jobs that one tick looks at in each step'),
+  ('realtime_messages_per_second', '100', 'Messages a second that this Realtime delivers to the whole project'),
+  ('outage_secs', '10', 'A gap between two ticks that counts as an outage of our own'),
+  ('login_limit', '30', 'Logins a minute of one key'),
+  ('login_address_limit', '600', 'Logins a minute from one address'),
+  ('enrolment_secs_max', '86400', 'Longest life of an enrolment code');
+
+-- One setting; a missing one is a fault of the installation, not of the caller.
+create function infernet.setting(p_key text) returns jsonb
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_value jsonb;
+begin
+  select s.value into v_value from public.settings s where s.key = p_key;
+  if not found then
+    raise exception 'setting % is missing', p_key using hint = 'Run the migrations again, or insert it into public.settings.';
+  end if;
+  return v_value;
+end $$;
+
+create function infernet.setting_number(p_key text) returns numeric
+language sql stable set search_path = '' as $$
+  select (infernet.setting(p_key) #>> '{}')::numeric
+$$;
+
+create function infernet.setting_int(p_key text) returns int
+language sql stable set search_path = '' as $$
+  select (infernet.setting(p_key) #>> '{}')::int
+$$;
+
+create function infernet.setting_text(p_key text) returns text
+language sql stable set search_path = '' as $$
+  select infernet.setting(p_key) #>> '{}'
+$$;
+
+-- A setting that holds seconds.
+create function infernet.setting_secs(p_key text) returns interval
+language sql stable set search_path = '' as $$
+  select make_interval(secs => infernet.setting_number(p_key)::double precision)
+$$;
+
+-- Refuses values that would break the market; Studio goes through the same check.
+create function infernet.check_setting() returns trigger
+language plpgsql set search_path = '' as $$
+declare
+  v_text text := new.value #>> '{}';
+begin
+  if new.key in ('name', 'node_approval') then
+    if jsonb_typeof(new.value) <> 'string' or length(v_text) not between 1 and 80
+       or (new.key = 'node_approval' and v_text not in ('manual', 'auto')) then
+      perform infernet.refuse(422, 'bad_setting', format('Setting %s cannot be %s.', new.key, new.value));
+    end if;
+  elsif new.key in ('input_keys', 'weights', 'open_models') then
+    if jsonb_typeof(new.value) <> case new.key when 'input_keys' then 'array' when 'weights' then 'object' else 'boolean' end then
+      perform infernet.refuse(422, 'bad_setting', format('Setting %s cannot be %s.', new.key, new.value));
+    end if;
+  elsif jsonb_typeof(new.value) <> 'number' or v_text::numeric < 0 then
+    perform infernet.refuse(422, 'bad_setting', format('Setting %s must be a number of at least 0.', new.key));
+  elsif new.key = 'fee_rate' and v_text::numeric > 1 then
+    perform infernet.refuse(422, 'bad_setting', 'The fee rate must be between 0 and 1.');
+  end if;
+  new.updated_at := infernet.clock();
+  return new;
+end $$;
+
+create trigger check_setting before insert or update on public.settings
+  for each row execute function infernet.check_setting();

@@ -1,0 +1,141 @@
+-- Realtime: who may hear and speak where, and the few messages that SQL sends. A message is a hint;
+-- nothing depends on its arrival.
+--
+--   node:NODE       the node hears of attempts and cancellations
+--   job:UID:JOB     the consumer UID and the node that runs JOB hear and speak
+--   owner:UID       the owner hears of nodes and earnings
+--   operator:fleet  operators hear of nodes and jobs
+
+create function infernet.is_uuid(p_text text) returns boolean
+language sql immutable parallel safe set search_path = '' as $$
+  select coalesce(p_text ~ '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$', false)
+$$;
+
+-- Whether the caller is an active user of ours.
+create function infernet.is_active_user() returns boolean
+language sql stable security definer set search_path = '' as $$
+  select exists (select from public.users u where u.id = (select auth.uid()) and u.status = 'active')
+$$;
+
+-- Whether the caller is a node with a live attempt of this job.
+create function infernet.runs_job(p_job uuid) returns boolean
+language sql stable security definer set search_path = '' as $$
+  select exists (select from public.job_attempts a join public.providers p on p.id = a.provider_id
+                 where a.job_id = p_job and a.state in ('offered', 'running')
+                   and a.provider_id = (select auth.uid()) and p.approval = 'approved')
+$$;
+
+create function infernet.may_receive(p_topic text) returns boolean
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_part text[] := string_to_array(p_topic, ':');
+  v_uid  text := auth.uid()::text;
+begin
+  case v_part[1]
+    when 'node' then
+      return cardinality(v_part) = 2 and v_part[2] = v_uid
+        and exists (select from infernet.keys k where k.subject = auth.uid() and k.kind <> 'user');
+    when 'job' then
+      return cardinality(v_part) = 3 and infernet.is_uuid(v_part[3])
+        and ((v_part[2] = v_uid and infernet.is_active_user())
+             or (infernet.runs_job(v_part[3]::uuid)
+                 and exists (select from public.jobs j where j.id = v_part[3]::uuid and j.consumer_id::text = v_part[2])));
+    when 'owner' then
+      return cardinality(v_part) = 2 and v_part[2] = v_uid and infernet.is_active_user();
+    when 'operator' then
+      return p_topic = 'operator:fleet' and infernet.is_operator();
+    else
+      return false;
+  end case;
+end $$;
+
+-- Only jobs' topics are spoken on by clients: the stream of the node, the consumer's `resend`.
+create function infernet.may_send(p_topic text) returns boolean
+language sql stable security definer set search_path = '' as $$
+  select p_topic like 'job:%' and infernet.may_receive(p_topic)
+$$;
+
+-- Puts our policies on realtime.messages. The Realtime server makes that table itself, maybe after
+-- these migrations, so the tick and register_node() call this again; it does nothing when all is there.
+create function infernet.install_realtime() returns boolean
+language plpgsql security definer set search_path = '' as $$
+begin
+  if to_regclass('realtime.messages') is null or to_regprocedure('realtime.topic()') is null then
+    return false;
+  end if;
+  if not exists (select from pg_catalog.pg_policies p where p.schemaname = 'realtime' and p.tablename = 'messages'
+                 and p.policyname = 'infernet_receive') then
+    create policy infernet_receive on realtime.messages for select to authenticated
+      using (extension = 'broadcast' and infernet.may_receive((select realtime.topic())));
+  end if;
+  if not exists (select from pg_catalog.pg_policies p where p.schemaname = 'realtime' and p.tablename = 'messages'
+                 and p.policyname = 'infernet_send') then
+    create policy infernet_send on realtime.messages for insert to authenticated
+      with check (extension = 'broadcast' and infernet.may_send((select realtime.topic())));
+  end if;
+  return true;
+end $$;
+
+select infernet.install_realtime();
+
+-- Sends a private message after commit, where there is a Realtime.
+create function infernet.send(p_topic text, p_event text, p_payload jsonb) returns void
+language plpgsql security definer set search_path = '' as $$
+begin
+  if to_regprocedure('realtime.send(jsonb,text,text,boolean)') is not null then
+    perform realtime.send(p_payload, p_event, p_topic, true);
+  end if;
+end $$;
+
+-- Wakes the node that was given an attempt, unless it is the node itself that is calling: then the
+-- answer of the call carries it.
+create function infernet.announce_attempt() returns trigger
+language plpgsql security definer set search_path = '' as $$
+begin
+  if new.provider_id is distinct from auth.uid() then
+    perform infernet.send('node:' || new.provider_id, 'attempt',
+                          jsonb_build_object('attempt', new.id, 'job', new.job_id));
+  end if;
+  return null;
+end $$;
+
+create trigger announce_attempt after insert on public.job_attempts
+  for each row execute function infernet.announce_attempt();
+
+-- Tells the consumer that its job moved, and the node that it should stop. The assignment made by
+-- submit_job itself is in that call's answer.
+create function infernet.announce_job() returns trigger
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_attempt public.job_attempts;
+begin
+  select * into v_attempt from public.job_attempts a where a.job_id = new.id order by a.number desc limit 1;
+  if new.state = 'cancelling' then
+    perform infernet.send('node:' || v_attempt.provider_id, 'cancel',
+                          jsonb_build_object('attempt', v_attempt.id, 'job', new.id));
+  elsif new.state = 'assigned' or (new.state = 'running' and v_attempt.at_submit) then
+    return null;
+  else
+    perform infernet.send('job:' || new.consumer_id || ':' || new.id, 'state',
+                          jsonb_build_object('job', new.id, 'state', new.state, 'attempt', v_attempt.id));
+  end if;
+  return null;
+end $$;
+
+create trigger announce_job after update of state on public.jobs
+  for each row when (old.state is distinct from new.state) execute function infernet.announce_job();
+
+-- Tells owner and operators that a node's state or approval changed.
+create function infernet.announce_node() returns trigger
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_payload jsonb := jsonb_build_object('node', new.id, 'status', new.status, 'approval', new.approval);
+begin
+  perform infernet.send('owner:' || new.owner_id, 'node', v_payload);
+  perform infernet.send('operator:fleet', 'node', v_payload);
+  return null;
+end $$;
+
+create trigger announce_node after update of status, approval on public.providers
+  for each row when ((old.status, old.approval) is distinct from (new.status, new.approval))
+  execute function infernet.announce_node();

@@ -1,0 +1,107 @@
+-- The API: thin wrappers in public. They run as the caller, so that the grants of access.sql decide,
+-- and set search_path, which also keeps them from being inlined (an inlined function keeps the
+-- permission checks of whoever planned it first).
+
+-- ---------------------------------------------------------------- everyone
+
+create function public.info() returns jsonb
+language sql stable set search_path = '' as $$ select infernet.info() $$;
+
+create function public.overview() returns jsonb
+language sql stable set search_path = '' as $$ select infernet.overview() $$;
+
+create function public.provider_cards()
+returns table (id uuid, name text, region text, status public.node_status, specs jsonb, created_at timestamptz)
+language sql stable set search_path = '' as $$ select * from infernet.provider_cards() $$;
+
+-- ---------------------------------------------------------------- users
+
+create function public.whoami() returns jsonb
+language sql stable set search_path = '' as $$ select infernet.whoami() $$;
+
+create function public.balance() returns jsonb
+language sql stable set search_path = '' as $$ select infernet.balance() $$;
+
+create function public.make_enrolment(p_role text default 'provider', p_expires_secs int default 900) returns jsonb
+language sql set search_path = '' as $$ select infernet.make_enrolment(p_role, p_expires_secs) $$;
+
+create function public.quote_job(p_model text, p_input jsonb, p_max_tokens int default null) returns jsonb
+language sql stable set search_path = '' as $$ select infernet.quote_job(p_model, p_input, p_max_tokens) $$;
+
+create function public.submit_job(
+  p_id uuid, p_model text, p_input jsonb, p_kind text default 'chat', p_max_tokens int default null,
+  p_max_cost numeric default null, p_deadline_secs int default null, p_title text default null) returns jsonb
+language sql set search_path = '' as $$
+  select infernet.submit_job(p_id, p_model, p_input, p_kind, p_max_tokens, p_max_cost, p_deadline_secs, p_title)
+$$;
+
+create function public.get_job(p_job uuid) returns jsonb
+language sql stable set search_path = '' as $$ select infernet.get_job(p_job) $$;
+
+create function public.cancel_job(p_job uuid) returns jsonb
+language sql set search_path = '' as $$ select infernet.cancel_job(p_job) $$;
+
+-- ---------------------------------------------------------------- nodes
+
+create function public.register_node(p_inventory jsonb, p_offers jsonb default '[]', p_version text default null) returns jsonb
+language sql set search_path = '' as $$ select infernet.register_node(p_inventory, p_offers, p_version) $$;
+
+create function public.heartbeat(
+  p_running uuid[] default '{}', p_realtime boolean default true, p_draining boolean default false) returns jsonb
+language sql set search_path = '' as $$ select infernet.heartbeat(p_running, p_realtime, p_draining) $$;
+
+create function public.claim_attempts(p_running uuid[] default '{}', p_restart boolean default false) returns jsonb
+language sql set search_path = '' as $$ select infernet.claim_attempts(p_running, p_restart) $$;
+
+create function public.start_attempt(p_attempt uuid, p_lease uuid) returns jsonb
+language sql set search_path = '' as $$ select infernet.start_attempt(p_attempt, p_lease) $$;
+
+create function public.complete_attempt(
+  p_attempt uuid, p_lease uuid, p_output text, p_finish text, p_usage jsonb, p_receipt jsonb) returns jsonb
+language sql set search_path = '' as $$
+  select infernet.complete_attempt(p_attempt, p_lease, p_output, p_finish, p_usage, p_receipt)
+$$;
+
+create function public.fail_attempt(
+  p_attempt uuid, p_lease uuid, p_code text, p_message text default null, p_retry boolean default true) returns jsonb
+language sql set search_path = '' as $$
+  select infernet.fail_attempt(p_attempt, p_lease, p_code, p_message, p_retry)
+$$;
+
+create function public.leave() returns jsonb
+language sql set search_path = '' as $$ select infernet.leave() $$;
+
+create function public.node_status() returns jsonb
+language sql stable set search_path = '' as $$ select infernet.node_status() $$;
+
+-- ---------------------------------------------------------------- operators
+
+create function public.grant_credit(p_id uuid, p_public_key text, p_amount numeric, p_memo text default null) returns jsonb
+language sql set search_path = '' as $$ select infernet.grant_credit(p_id, p_public_key, p_amount, p_memo) $$;
+
+create function public.set_node_approval(p_node uuid, p_approval text) returns jsonb
+language sql set search_path = '' as $$ select infernet.set_node_approval(p_node, p_approval) $$;
+
+create function public.set_user_status(p_public_key text, p_status text) returns jsonb
+language sql set search_path = '' as $$ select infernet.set_user_status(p_public_key, p_status) $$;
+
+create function public.set_setting(p_key text, p_value jsonb) returns jsonb
+language sql set search_path = '' as $$ select infernet.set_setting(p_key, p_value) $$;
+
+create function public.prove_ledger() returns jsonb
+language sql stable set search_path = '' as $$ select infernet.operator_proof() $$;
+
+-- ---------------------------------------------------------------- service_role
+
+create function public.consume_login(
+  p_event_id text, p_public_key text, p_event_time bigint, p_kind text, p_role text default null,
+  p_enrolment text default null, p_name text default null, p_address text default null) returns jsonb
+language sql set search_path = '' as $$
+  select infernet.consume_login(p_event_id, p_public_key, p_event_time, p_kind, p_role, p_enrolment, p_name, p_address)
+$$;
+
+create function public.ensure_operator(p_public_key text, p_name text default null) returns uuid
+language sql set search_path = '' as $$ select infernet.ensure_operator(p_public_key, p_name) $$;
+
+create function public.tick() returns jsonb
+language sql set search_path = '' as $$ select infernet.tick() $$;
