@@ -91,7 +91,7 @@ begin
       perform infernet.refuse(422, 'bad_setting', format('Setting %s cannot be %s.', new.key, new.value));
     end if;
   elsif new.key in ('input_keys', 'weights', 'open_models') then
-    if jsonb_typeof(new.value) <> case new.key when 'input_keys' then 'array' when 'weights' then 'object' else 'boolean' end then
+    if jsonb_typeof(new.value) <> (case new.key when 'input_keys' then 'array' when 'weights' then 'object' else 'boolean' end) then
       perform infernet.refuse(422, 'bad_setting', format('Setting %s cannot be %s.', new.key, new.value));
     end if;
   elsif jsonb_typeof(new.value) <> 'number' or v_text::numeric < 0 then

@@ -66,8 +66,8 @@ alter table public.ledger_holds enable row level security;
 create index ledger_holds_consumer on public.ledger_holds (consumer_id) where state = 'open';
 
 insert into public.ledger_accounts (kind, shard, may_be_negative)
-select 'fee', s, false from generate_series(0, 7) s
-union all values ('goodwill', 0, true), ('gateway', 0, true);
+select 'fee'::public.ledger_account_kind, s, false from generate_series(0, 7) s
+union all values ('goodwill'::public.ledger_account_kind, 0, true), ('gateway', 0, true);
 
 -- ---------------------------------------------------------------- what the ledger never allows
 

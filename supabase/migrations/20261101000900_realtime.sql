@@ -76,7 +76,7 @@ begin
   return true;
 end $$;
 
-select infernet.install_realtime();
+do $$ begin perform infernet.install_realtime(); end $$;
 
 -- Sends a private message after commit, where there is a Realtime.
 create function infernet.send(p_topic text, p_event text, p_payload jsonb) returns void

@@ -101,9 +101,10 @@ begin
   return infernet.make_attempt(v_job, p_offer, false);
 end $$;
 
--- An attempt as its node is told of it: ids, never the input.
+-- An attempt as its node is told of it: ids, never the input. Volatile, so that it sees an attempt
+-- which the same expression has just made.
 create function infernet.offered(p_attempt uuid) returns jsonb
-language sql stable security definer set search_path = '' as $$
+language sql volatile security definer set search_path = '' as $$
   select jsonb_build_object('attempt', a.id, 'job', a.job_id, 'model', j.model_name, 'kind', j.kind, 'offered_at', a.offered_at)
   from public.job_attempts a join public.jobs j on j.id = a.job_id where a.id = p_attempt
 $$;
