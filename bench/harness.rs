@@ -9,5 +9,6 @@
 #![allow(dead_code, reason = "each benchmark uses its own part of the harness")]
 
 pub(crate) mod engine;
+pub(crate) mod market;
 pub(crate) mod report;
 pub(crate) mod statistics;

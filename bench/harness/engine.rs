@@ -83,6 +83,14 @@ impl Engine {
         format!("http://{}", self.address)
     }
 
+    /// The lines of its table in a node's `config.toml`.
+    pub(crate) fn config(&self) -> String {
+        format!(
+            "name = \"{MODEL}\"\nengine = \"external\"\nendpoint = \"{}/v1\"\nslots = 1\ncontext_length = 4096\nprice_input = \"0.05\"\nprice_output = \"0.10\"\n",
+            self.url()
+        )
+    }
+
     /// Takes the receipt of the request whose last message, or prompt, was this.
     pub(crate) fn take_receipt(&self, prompt: &str) -> Option<Receipt> {
         self.shared.receipts.lock().expect("no holder panics").remove(prompt)

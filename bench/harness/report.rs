@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 
 use serde_json::{Value, json};
 
@@ -85,7 +85,7 @@ impl Report {
     /// # Errors
     /// The raw run cannot be written.
     #[allow(clippy::print_stdout, reason = "a benchmark's report is its standard output")]
-    pub(crate) fn finish(self) -> std::io::Result<bool> {
+    fn finish(self) -> std::io::Result<bool> {
         print!("{}", if self.as_json { self.lines() } else { self.table() });
         if self.keep {
             let path = self.write_run()?;
@@ -94,6 +94,18 @@ impl Report {
         let reached =
             self.measures.iter().all(|m| m.floor.is_none_or(|floor| floor.holds(m.value)));
         Ok(reached || !self.check)
+    }
+
+    /// Finishes the report as the end of a program.
+    pub(crate) fn end(self) -> ExitCode {
+        match self.finish() {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(error) => {
+                eprintln!("Error: The raw run cannot be written: {error}.");
+                ExitCode::FAILURE
+            }
+        }
     }
 
     fn lines(&self) -> String {
