@@ -64,7 +64,7 @@ insert into infernet.pulse default values;
 create function infernet.make_node(p_key infernet.keys, p_owner uuid, p_name text) returns void
 language plpgsql security definer set search_path = '' as $$
 declare
-  v_approval public.node_approval := 'pending';
+  v_approval public.node_approval := 'pending'::public.node_approval;
 begin
   if infernet.setting_text('node_approval') = 'auto'
      or exists (select from public.operators o where o.user_id = p_owner) then

@@ -16,7 +16,7 @@ language plpgsql security definer set search_path = '' as $$
 declare
   v_key    infernet.keys;
   v_node   public.providers;
-  v_offers uuid[] := '{}';
+  v_offers uuid[] := '{}'::uuid[];
   v_offer  jsonb;
 begin
   perform infernet.install_realtime();

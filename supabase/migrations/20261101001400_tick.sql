@@ -166,7 +166,7 @@ declare
   v_done  jsonb;
 begin
   if not pg_try_advisory_xact_lock(hashtextextended('infernet.tick', 0)) then
-    return '{"ran": false}';
+    return '{"ran": false}'::jsonb;
   end if;
   perform infernet.install_realtime();
   select * into strict v_pulse from infernet.pulse;
@@ -196,7 +196,9 @@ end $$;
 do $$
 begin
   if exists (select from pg_catalog.pg_extension e where e.extname = 'pg_cron') then
-    if string_to_array((select e.extversion from pg_catalog.pg_extension e where e.extname = 'pg_cron'), '.')::int[] >= array[1, 5] then
+    -- Debian calls its version 1.4-1.
+    if string_to_array(substring((select e.extversion from pg_catalog.pg_extension e where e.extname = 'pg_cron')
+                                 from '^[0-9]+(?:[.][0-9]+)*'), '.')::int[] >= array[1, 5] then
       perform cron.schedule('infernet-tick', '1 second', 'select infernet.tick()');
     else
       perform cron.schedule('infernet-tick', '* * * * *', 'select infernet.tick()');
