@@ -8,6 +8,7 @@
 use nostr_sdk::secp256k1::schnorr::Signature;
 use nostr_sdk::{Event, EventId, Kind, PublicKey, Tag, Timestamp};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::Keys;
 
@@ -76,7 +77,12 @@ impl SignedEvent {
 
     /// Reads an event from JSON and checks its shape, not yet its signature.
     pub(super) fn from_json(json: &[u8]) -> Result<Self, EventFault> {
-        let event: Self = serde_json::from_slice(json).map_err(|_| EventFault::Shape)?;
+        // By way of a map, because a list of the right length would do as well
+        // for a structure.
+        let fields: Map<String, Value> =
+            serde_json::from_slice(json).map_err(|_| EventFault::Shape)?;
+        let event: Self =
+            serde_json::from_value(Value::Object(fields)).map_err(|_| EventFault::Shape)?;
         let well_formed = is_lower_hex(&event.id, 64)
             && is_lower_hex(&event.pubkey, 64)
             && is_lower_hex(&event.sig, 128)

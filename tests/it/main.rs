@@ -4,3 +4,6 @@
 
 #[cfg(feature = "stack")]
 mod stack_database;
+
+#[cfg(feature = "stack")]
+mod login_vectors;
