@@ -7,6 +7,24 @@
 //! it), `engine` (containers that serve models), `hardware`, `agent` (the
 //! daemon), `stack` (the embedded control plane behind `infernet up`),
 //! `commands` and `command_error` (the command line).
+//!
+//! What the command line does, a program can do:
+//!
+//! ```no_run
+//! use infernet::control::rpc::Rpc;
+//! use infernet::control::session::{LoginKind, Session};
+//! use infernet::control::{ControlPlane, PlainHttp, install_tls_provider};
+//! use infernet::identity::Keys;
+//!
+//! # async fn ask() -> Result<(), Box<dyn std::error::Error>> {
+//! install_tls_provider();
+//! let url = "http://127.0.0.1:54321";
+//! let (control, _info) = ControlPlane::discover(url, PlainHttp::PrivateOnly).await?;
+//! let session = Session::new(control, Keys::generate(), LoginKind::User);
+//! println!("{} to spend", Rpc::new(session).balance().await?.available);
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod command_error;
 pub mod commands;

@@ -9,16 +9,18 @@ docker_answers() {
     --unix-socket "$path" http://localhost/_ping
 }
 
-# Starts a daemon when none answers, with its log in the directory given.
-# `own_dockerd_pid` is set when it is ours to stop.
+# start_dockerd_if_none DIRECTORY [OPTION…]: starts a daemon when none answers, with
+# these options and its log in the directory. `own_dockerd_pid` is set when it is
+# ours to stop.
 start_dockerd_if_none() {
   local log="$1/dockerd.log" waited=0
+  shift
   docker_answers && return 0
   [ "$(id -u)" -eq 0 ] || fail "No Docker daemon answers at $docker_socket." \
     "Start it (systemctl start docker), or run this as root."
   have dockerd || fail "dockerd is not installed." "Install the package docker.io."
   say "Starting a Docker daemon"
-  setsid dockerd >"$log" 2>&1 </dev/null &
+  setsid dockerd "$@" >"$log" 2>&1 </dev/null &
   own_dockerd_pid=$!
   until docker_answers; do
     waited=$((waited + 1))
