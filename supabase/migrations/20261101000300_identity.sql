@@ -204,6 +204,7 @@ create function infernet.consume_login(
 language plpgsql security definer set search_path = '' as $$
 declare
   v_now  timestamptz := infernet.clock();
+  v_id   uuid;
   v_key  infernet.keys;
   v_user public.users;
   v_name text := nullif(left(btrim(regexp_replace(coalesce(p_name, ''), '[[:cntrl:]]', '', 'g')), 80), '');
@@ -224,7 +225,8 @@ begin
   end if;
 
   if p_kind = 'user' then
-    select * into strict v_user from public.users u where u.id = infernet.ensure_user(p_public_key, v_name);
+    v_id := infernet.ensure_user(p_public_key, v_name);
+    select * into strict v_user from public.users u where u.id = v_id;
     if v_user.status <> 'active' then
       perform infernet.refuse(403, 'suspended', 'This account is suspended.', 'Ask the operator of this control plane.');
     end if;
