@@ -26,6 +26,8 @@ use crate::control::rpc::{Refusal, RpcError};
 use crate::control::session::SessionError;
 use crate::control::{BaseUrlError, ControlError};
 use crate::identity::KeyFileError;
+#[cfg(feature = "stack")]
+use crate::stack::StackError;
 
 /// What sort of failure it is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -316,6 +318,31 @@ fn of_refusal(kind: Kind, refusal: Refusal, error: RpcError) -> CommandError {
     failure.word = refusal.word().map(str::to_owned).or(Some(refusal.code));
     failure.hints.extend(refusal.hint);
     failure
+}
+
+#[cfg(feature = "stack")]
+impl From<StackError> for CommandError {
+    fn from(error: StackError) -> Self {
+        use crate::stack::data_dir::DataDirError;
+        let (kind, hint) = match &error {
+            StackError::DataDir(DataDirError::InUse { .. }) => {
+                (Kind::User, Some("Stop it with infernet down, or choose another --data-dir."))
+            }
+            StackError::DataDir(_) | StackError::Secrets(_) | StackError::OperatorKey(_) => {
+                (Kind::Config, None)
+            }
+            StackError::Migrate(_) | StackError::Operator(_) => {
+                (Kind::User, Some("The log of the database is postgres.log in the data folder."))
+            }
+            StackError::Ended { .. } => (Kind::Unavailable, Some("Start it again: infernet up")),
+            _ => (Kind::User, None),
+        };
+        let failure = Self::new(kind, error);
+        match hint {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    }
 }
 
 impl From<io::Error> for CommandError {

@@ -6,8 +6,12 @@
 //! [`crate::command_error`], which also names the exit codes.
 
 mod completion;
+#[cfg(feature = "stack")]
+mod down;
 mod log;
 mod output;
+#[cfg(feature = "stack")]
+mod up;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -89,6 +93,12 @@ pub(crate) struct GlobalArgs {
 enum Command {
     /// Print a script that completes commands in a shell
     Completion(completion::Args),
+    /// Run a control plane on this machine
+    #[cfg(feature = "stack")]
+    Up(up::Args),
+    /// Stop the control plane of this machine
+    #[cfg(feature = "stack")]
+    Down(down::Args),
 }
 
 impl Command {
@@ -96,12 +106,20 @@ impl Command {
     fn is_daemon(&self) -> bool {
         match self {
             Self::Completion(_) => false,
+            #[cfg(feature = "stack")]
+            Self::Up(_) => true,
+            #[cfg(feature = "stack")]
+            Self::Down(_) => false,
         }
     }
 
     async fn run(self, context: Context) -> Result<(), CommandError> {
         match self {
             Self::Completion(args) => completion::run(&args, &context),
+            #[cfg(feature = "stack")]
+            Self::Up(args) => up::run(args, &context).await,
+            #[cfg(feature = "stack")]
+            Self::Down(args) => down::run(args, &context).await,
         }
     }
 }

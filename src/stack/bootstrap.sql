@@ -368,8 +368,10 @@ begin
   if not exists (select from pg_catalog.pg_publication where pubname = 'supabase_realtime') then
     -- The warning would be about wal_level, which the embedded server leaves low.
     perform set_config('client_min_messages', 'error', true);
+    perform set_config('log_min_messages', 'error', true);
     create publication supabase_realtime;
     perform set_config('client_min_messages', 'warning', true);
+    perform set_config('log_min_messages', 'warning', true);
   end if;
   alter publication supabase_realtime owner to postgres;
 end $$;

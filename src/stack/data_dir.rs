@@ -66,10 +66,10 @@ pub enum DataDirError {
 fn running_text(path: &Path, running: Option<&Running>) -> String {
     let path = path.display();
     match running {
-        Some(Running { url: Some(url), pid }) => {
+        Some(Running { url: Some(url), pid, .. }) => {
             format!("A control plane is already running at {url} on {path} (process {pid})")
         }
-        Some(Running { url: None, pid }) => {
+        Some(Running { url: None, pid, .. }) => {
             format!("A control plane is already starting on {path} (process {pid})")
         }
         None => format!("Another process is using {path}"),
@@ -83,6 +83,8 @@ pub struct Running {
     pub pid: u32,
     /// Where it answers; `None` while it starts.
     pub url: Option<String>,
+    /// Port of its database on 127.0.0.1; `None` while it starts.
+    pub database_port: Option<u16>,
 }
 
 /// The data directory and the places in it.
@@ -209,7 +211,7 @@ impl DataDir {
             }
         }
         let mut lock = DataDirLock { file, path };
-        lock.write(&Running { pid: std::process::id(), url: None })?;
+        lock.write(&Running { pid: std::process::id(), url: None, database_port: None })?;
         Ok(lock)
     }
 
@@ -257,13 +259,17 @@ pub struct DataDirLock {
 }
 
 impl DataDirLock {
-    /// Writes down where this control plane answers.
-    pub fn announce(&mut self, url: &str) -> Result<(), DataDirError> {
-        self.write(&Running { pid: std::process::id(), url: Some(url.to_owned()) })
+    /// Writes down where this control plane and its database answer.
+    pub fn announce(&mut self, url: &str, database_port: u16) -> Result<(), DataDirError> {
+        self.write(&Running {
+            pid: std::process::id(),
+            url: Some(url.to_owned()),
+            database_port: Some(database_port),
+        })
     }
 
     fn write(&mut self, running: &Running) -> Result<(), DataDirError> {
-        let text = serde_json::to_string(running).expect("two plain fields become JSON");
+        let text = serde_json::to_string(running).expect("plain fields become JSON");
         let written = self
             .file
             .rewind()
@@ -344,7 +350,7 @@ mod tests {
         let mut lock = data.lock().unwrap();
         let error = data.lock().unwrap_err().to_string();
         assert!(error.contains("already starting"), "{error}");
-        lock.announce("http://127.0.0.1:1").unwrap();
+        lock.announce("http://127.0.0.1:1", 2).unwrap();
         let error = data.lock().unwrap_err().to_string();
         assert!(error.contains("already running at http://127.0.0.1:1 on "), "{error}");
         assert_eq!(data.running().unwrap().unwrap().pid, std::process::id());
