@@ -39,6 +39,7 @@ mod gateway;
 pub mod jwt;
 pub mod migrate;
 pub mod postgres;
+pub mod realtime;
 pub mod secrets;
 mod timer;
 
