@@ -7,3 +7,5 @@ mod stack_database;
 
 #[cfg(feature = "stack")]
 mod login_vectors;
+
+mod supabase_functions;
