@@ -5,11 +5,16 @@
 //! `run(args, context)`. Data goes to stdout, talk to stderr, failures through
 //! [`crate::command_error`], which also names the exit codes.
 
+mod balance;
 mod completion;
 #[cfg(feature = "stack")]
 mod down;
+mod job;
 mod log;
+mod models;
 mod output;
+mod prompt;
+mod run;
 #[cfg(feature = "stack")]
 mod up;
 
@@ -91,6 +96,14 @@ pub(crate) struct GlobalArgs {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Ask a model and print the answer while it is written
+    Run(run::Args),
+    /// List, show, cancel and submit jobs
+    Job(job::Args),
+    /// List the models that can be asked, and their prices
+    Models(models::Args),
+    /// Show the balance
+    Balance(balance::Args),
     /// Print a script that completes commands in a shell
     Completion(completion::Args),
     /// Run a control plane on this machine
@@ -105,16 +118,18 @@ impl Command {
     /// Says whether it runs for long and logs as a daemon does.
     fn is_daemon(&self) -> bool {
         match self {
-            Self::Completion(_) => false,
             #[cfg(feature = "stack")]
             Self::Up(_) => true,
-            #[cfg(feature = "stack")]
-            Self::Down(_) => false,
+            _ => false,
         }
     }
 
     async fn run(self, context: Context) -> Result<(), CommandError> {
         match self {
+            Self::Run(args) => run::run(args, &context).await,
+            Self::Job(args) => job::run(args, &context).await,
+            Self::Models(args) => models::run(&args, &context).await,
+            Self::Balance(args) => balance::run(&args, &context).await,
             Self::Completion(args) => completion::run(&args, &context),
             #[cfg(feature = "stack")]
             Self::Up(args) => up::run(args, &context).await,

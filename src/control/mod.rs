@@ -7,7 +7,9 @@
 //! address and key differ.
 
 mod base_url;
+pub mod job_stream;
 pub mod realtime;
+pub mod rest;
 pub mod rpc;
 pub mod session;
 mod wire;

@@ -103,15 +103,19 @@ impl Rpc {
         self.decode(name, &answer)
     }
 
+    /// Says that an answer is outside the protocol.
+    pub(super) fn unexpected(&self, name: &str, source: UnexpectedAnswer) -> RpcError {
+        self.wire.unexpected(name, source)
+    }
+
     fn encode<A: Serialize>(&self, name: &str, arguments: &A) -> Result<String, RpcError> {
-        serde_json::to_string(arguments).map_err(|error| {
-            self.wire.unexpected(name, UnexpectedAnswer::Request(error.to_string()))
-        })
+        serde_json::to_string(arguments)
+            .map_err(|error| self.unexpected(name, UnexpectedAnswer::Request(error.to_string())))
     }
 
     fn decode<T: DeserializeOwned>(&self, name: &str, answer: &[u8]) -> Result<T, RpcError> {
         serde_json::from_slice(answer)
-            .map_err(|error| self.wire.unexpected(name, UnexpectedAnswer::Body(error)))
+            .map_err(|error| self.unexpected(name, UnexpectedAnswer::Body(error)))
     }
 
     /// Sends one request and returns the body of the answer.

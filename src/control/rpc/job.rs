@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{NoArguments, NodeStanding, Rpc, RpcError};
+use super::{NoArguments, Rpc, RpcError};
 use crate::id::{AttemptId, JobId, NodeId};
 use crate::money::Usd;
 
@@ -173,6 +173,9 @@ pub struct Reason {
 pub struct Job {
     /// Its id, made by the consumer.
     pub id: JobId,
+    /// A name for people.
+    #[serde(default)]
+    pub title: Option<String>,
     /// Where it stands.
     pub state: JobState,
     /// What kind of work it is.
@@ -197,6 +200,15 @@ pub struct Job {
     pub output: Option<String>,
     /// Why the output ended: `stop`, `length`, `cancelled`.
     pub finish: Option<String>,
+    /// Hex sha256 of the input, as SQL computed it.
+    #[serde(default)]
+    pub input_sha256: Option<String>,
+    /// Hex sha256 of the output, as SQL computed it.
+    #[serde(default)]
+    pub output_sha256: Option<String>,
+    /// The node's signed receipt, a Nostr event, once settled.
+    #[serde(default)]
+    pub receipt: Option<Value>,
     /// Why it failed.
     pub error: Option<Reason>,
     /// Why it waits.
@@ -314,8 +326,9 @@ pub struct Whoami {
     /// Whether it is an operator of this control plane.
     #[serde(default)]
     pub operator: bool,
-    /// The node, when it is one.
-    pub node: Option<NodeStanding>,
+    /// More about the node, when it is one.
+    #[serde(default)]
+    pub node: Value,
 }
 
 /// The answer to [`Rpc::make_enrolment`].

@@ -47,7 +47,7 @@ pub struct OfferedModel {
     pub price_input: Usd,
     /// USD per million tokens of output.
     pub price_output: Usd,
-    /// The model file's digest, `sha256:` and hex.
+    /// Hex sha256 of the model's file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
     /// Tokens that fit the context.
@@ -81,7 +81,7 @@ pub struct Registration {
     pub role: String,
     /// `online`, `offline`, …
     pub status: String,
-    /// `approved`, `pending` or `suspended`; a pending node gets no work.
+    /// `approved`, `pending`, `suspended` or `revoked`; a pending node gets no work.
     pub approval: String,
     /// The private topic of its wake-ups, `node:ID`.
     pub topic: String,
@@ -161,8 +161,14 @@ pub struct StartedAttempt {
     pub input: Box<RawValue>,
     /// Hex sha256 of the input, as SQL computed it.
     pub input_sha256: String,
+    /// Hex sha256 of the model's file, as it was offered.
+    #[serde(default)]
+    pub model_digest: Option<String>,
     /// The most tokens of output.
     pub max_tokens: u32,
+    /// The most bytes of output that are taken.
+    #[serde(default)]
+    pub output_bytes: Option<u64>,
     /// Seconds that the attempt may take.
     pub deadline_secs: f64,
     /// USD per million tokens of input.
@@ -280,7 +286,7 @@ pub struct NodeStanding {
     pub role: String,
     /// `online`, `offline`, …
     pub status: String,
-    /// `approved`, `pending` or `suspended`.
+    /// `approved`, `pending`, `suspended` or `revoked`.
     pub approval: Option<String>,
     /// When it was last heard of.
     pub last_seen: Option<Timestamp>,

@@ -91,7 +91,7 @@ impl Rpc {
         .await
     }
 
-    /// Sets a node's approval: `approved`, `suspended` or `pending`.
+    /// Sets a node's approval: `approved`, `pending`, `suspended` or `revoked`.
     pub async fn set_node_approval(&self, node: NodeId, approval: &str) -> Result<Value, RpcError> {
         #[derive(Serialize)]
         struct Arguments<'a> {
