@@ -30,6 +30,8 @@ pub mod command_error;
 pub mod commands;
 pub mod config;
 pub mod control;
+pub mod engine;
+pub mod hardware;
 pub mod id;
 pub mod identity;
 pub mod money;

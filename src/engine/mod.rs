@@ -1,0 +1,30 @@
+//! Engines: the servers that run models, in containers that can do nothing else.
+//!
+//! In reading order: [`catalogue`] says which engines exist and how each is started,
+//! [`sandbox`] turns an entry into a container without network, rights or room to
+//! grow, [`docker`] talks to Docker or Podman, [`pool`] hands out engines and
+//! `supervisor` starts them on demand, keeps them warm and restarts them, [`openai`] speaks to them and streams their
+//! answers over the connections of [`transport`], [`model_file`] knows the digests of
+//! models, [`error`] names what goes wrong.
+//!
+//! The agent uses [`EnginePool`] alone. Nothing here knows of jobs, prices or control
+//! planes: a request comes in as JSON, an answer goes out as text.
+//!
+//! Invariants: every container is made by [`sandbox::Sandbox::container`]; every call
+//! to Docker or to an engine has a timeout; dropping a stream closes its connection,
+//! by which the engine stops computing.
+
+pub mod catalogue;
+pub mod docker;
+pub mod error;
+pub mod model_file;
+pub mod openai;
+pub mod pool;
+pub mod sandbox;
+mod supervisor;
+pub mod transport;
+
+pub use catalogue::{Catalogue, EngineEntry, EngineKind, ServedModel};
+pub use error::EngineError;
+pub use openai::{EngineEvent, EngineRequest, EngineStream, Finish, RequestKind, Usage};
+pub use pool::{Engine, EngineConfig, EnginePool, EngineState};

@@ -1,0 +1,617 @@
+//! The engines of a node, as the agent sees them.
+//!
+//! [`EnginePool::chat`] is the whole of an attempt's work: it starts the model's engine
+//! when it does not run (every caller that comes meanwhile waits for the same start),
+//! waits for a free slot, sends the request and hands back the answer as a stream. The
+//! life of each container is `supervisor`'s; a server that is already there
+//! ([`EngineKind::Endpoint`]) goes through the same code without one.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::engine::catalogue::{Catalogue, EngineEntry, EngineKind, GpuNeed, ServedModel};
+use crate::engine::docker::ContainerHost;
+use crate::engine::error::EngineError;
+use crate::engine::model_file::ModelDigests;
+use crate::engine::openai::{self, EngineRequest, EngineStream, FIRST_TOKEN_TIMEOUT, RequestKind};
+use crate::engine::supervisor;
+use crate::engine::transport::{Address, Answer, Transport, TransportError};
+
+/// How long stopping waits for containers to be removed.
+const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long the end of a container is waited for once its connection has broken.
+const DEATH_WAIT: Duration = Duration::from_millis(1500);
+
+/// How long an engine may take over the words of a refusal, and how many it may use.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(5);
+const REFUSAL_LIMIT: usize = 64 * 1024;
+
+/// What a pool is made from.
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// Names the node in its containers' labels: two nodes of one machine must differ.
+    pub node: String,
+    /// The engines that may be started.
+    pub catalogue: Catalogue,
+    /// The models that are served.
+    pub models: Vec<ServedModel>,
+    /// Where sockets live; of this node alone, and short, since the path of a socket
+    /// may have 107 bytes.
+    pub runtime_dir: PathBuf,
+    /// Where digests of models are remembered, if they are.
+    pub cache_dir: Option<PathBuf>,
+    /// How long an engine stays without requests; `None` is for ever.
+    pub keep_alive: Option<Duration>,
+    /// The socket of Docker or Podman; `DOCKER_HOST` or the usual ones when not given.
+    pub docker_host: Option<String>,
+}
+
+/// The engines of a node. Cloning it shares them.
+#[derive(Debug, Clone)]
+pub struct EnginePool {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    models: BTreeMap<String, Arc<Supervised>>,
+    settings: Arc<Settings>,
+    shutdown: CancellationToken,
+    /// The supervisors that run; none is started after `shutdown`.
+    supervisors: Mutex<JoinSet<()>>,
+}
+
+/// What every supervisor needs to know of its pool.
+#[derive(Debug)]
+pub(super) struct Settings {
+    pub(super) node: String,
+    pub(super) runtime_dir: PathBuf,
+    pub(super) keep_alive: Option<Duration>,
+    pub(super) docker_host: Option<String>,
+    pub(super) digests: ModelDigests,
+}
+
+/// One model and the state of its engine.
+#[derive(Debug)]
+pub(super) struct Supervised {
+    pub(super) name: Arc<str>,
+    pub(super) served: ServedModel,
+    /// The catalogue's entry; an endpoint has none.
+    pub(super) entry: Option<EngineEntry>,
+    pub(super) settings: Arc<Settings>,
+    pub(super) state: watch::Sender<State>,
+    slots: Arc<Semaphore>,
+    in_flight: AtomicUsize,
+    last_used: Mutex<Instant>,
+    supervised: Mutex<bool>,
+}
+
+/// Where an engine is in its life.
+#[derive(Debug, Clone)]
+pub(super) enum State {
+    /// Not running, and not asked for.
+    Stopped,
+    /// Asked for; its supervisor is at work since then.
+    Starting {
+        /// When it was asked for.
+        since: Instant,
+    },
+    /// Ready for requests.
+    Ready(Engine),
+    /// Could not be started, or died; not tried again before `until`.
+    Failed {
+        /// Why.
+        error: EngineError,
+        /// When a caller may ask again.
+        until: Instant,
+    },
+}
+
+/// The state of a model's engine, for people.
+#[derive(Debug, Clone)]
+pub enum EngineState {
+    /// Not running; the next request starts it.
+    Stopped,
+    /// Being started for so long.
+    Starting(Duration),
+    /// Ready.
+    Ready,
+    /// Failed; the error says why.
+    Failed(EngineError),
+}
+
+/// An engine that was ready when it was asked for.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    pub(super) model: Arc<str>,
+    pub(super) transport: Arc<Transport>,
+    pub(super) container: Option<Container>,
+}
+
+/// The container behind an engine.
+#[derive(Debug, Clone)]
+pub(super) struct Container {
+    pub(super) name: Arc<str>,
+    pub(super) host: ContainerHost,
+    pub(super) memory_mb: u64,
+}
+
+impl Engine {
+    /// Returns the name of the model that it serves.
+    #[must_use]
+    pub fn model(&self) -> &str {
+        &self.model
+    }
+
+    /// Returns the name of its container; `None` for an endpoint.
+    #[must_use]
+    pub fn container(&self) -> Option<&str> {
+        self.container.as_ref().map(|container| container.name.as_ref())
+    }
+}
+
+/// Marks an engine as in use while a request to it lives, and holds its slot.
+#[derive(Debug)]
+pub(super) struct InUse {
+    model: Arc<Supervised>,
+    /// Known once the engine is ready and a slot is free.
+    engine: Option<Engine>,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl InUse {
+    fn begin(model: &Arc<Supervised>) -> Self {
+        model.in_flight.fetch_add(1, Ordering::SeqCst);
+        Self { model: Arc::clone(model), engine: None, permit: None }
+    }
+
+    /// Returns the model's name.
+    pub(super) fn model_name(&self) -> Arc<str> {
+        Arc::clone(&self.model.name)
+    }
+
+    /// Gives a connection back that was used to its end.
+    pub(super) fn recycle(&self, answer: Answer) {
+        if let Some(engine) = &self.engine {
+            engine.transport.recycle(answer);
+        }
+    }
+
+    /// Says why a connection to the engine broke: how its container ended, if it has.
+    pub(super) async fn explain_death(&self, error: &TransportError) -> EngineError {
+        let model = self.model.name.as_ref().to_owned();
+        let died = |reason: String| EngineError::DiedMidStream { model: model.clone(), reason };
+        let Some(container) = self.engine.as_ref().and_then(|engine| engine.container.as_ref())
+        else {
+            return died(error.to_string());
+        };
+        // Docker learns of a death a moment after the socket does.
+        match tokio::time::timeout(DEATH_WAIT, container.host.wait(&container.name)).await {
+            Ok(exit) if exit.out_of_memory => {
+                EngineError::OutOfMemory { model: model.clone(), memory_mb: container.memory_mb }
+            }
+            Ok(exit) => died(exit.to_string()),
+            Err(_) => died(error.to_string()),
+        }
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        *self.model.last_used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        self.model.in_flight.fetch_sub(1, Ordering::SeqCst);
+        drop(self.permit.take());
+    }
+}
+
+impl Supervised {
+    /// Returns how long the engine has been idle; `None` while it is in use.
+    pub(super) fn idle_for(&self) -> Option<Duration> {
+        (self.in_flight.load(Ordering::SeqCst) == 0)
+            .then(|| self.last_used.lock().unwrap_or_else(PoisonError::into_inner).elapsed())
+    }
+
+    /// Starts the idle time anew.
+    pub(super) fn touch(&self) {
+        *self.last_used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+}
+
+impl EnginePool {
+    /// Makes a pool. Nothing is started, and Docker is not asked, until a model is.
+    ///
+    /// # Errors
+    /// [`EngineError::BadModel`] and [`EngineError::UnknownEngine`] for what the
+    /// configuration has wrong.
+    pub fn new(config: EngineConfig) -> Result<Self, EngineError> {
+        let settings = Arc::new(Settings {
+            node: config.node,
+            runtime_dir: config.runtime_dir,
+            keep_alive: config.keep_alive,
+            docker_host: config.docker_host,
+            digests: ModelDigests::new(config.cache_dir),
+        });
+        let mut models = BTreeMap::new();
+        for served in config.models {
+            let model = Supervised::new(served, &config.catalogue, &settings)?;
+            if let Some(twin) = models.insert(model.served.name.clone(), Arc::new(model)) {
+                return Err(EngineError::BadModel {
+                    model: twin.served.name.clone(),
+                    reason: "it is named twice".to_owned(),
+                });
+            }
+        }
+        Ok(Self {
+            shared: Arc::new(Shared {
+                models,
+                settings,
+                shutdown: CancellationToken::new(),
+                supervisors: Mutex::new(JoinSet::new()),
+            }),
+        })
+    }
+
+    /// Removes what an earlier process with the same node name left: its containers,
+    /// running or not, and their sockets. To be called before the first request, since
+    /// the containers of this process carry the same label. Returns how many it removed.
+    ///
+    /// # Errors
+    /// As [`ContainerHost::connect`] and Docker's own; never when no model needs Docker.
+    pub async fn remove_leftovers(&self) -> Result<usize, EngineError> {
+        if self.shared.models.values().all(|model| model.entry.is_none()) {
+            return Ok(0);
+        }
+        let settings = &self.shared.settings;
+        let host = ContainerHost::connect(settings.docker_host.as_deref()).await?;
+        let leftovers = host.containers_of(&settings.node).await?;
+        for container in &leftovers {
+            host.remove(container).await?;
+        }
+        supervisor::remove_socket_directories(&settings.runtime_dir).await;
+        if !leftovers.is_empty() {
+            tracing::info!(containers = leftovers.len(), "removed containers of an earlier run");
+        }
+        Ok(leftovers.len())
+    }
+
+    /// Makes sure that a model's engine is ready, starting it when it is not. Callers
+    /// that come at the same time share one start; dropping the call does not stop it.
+    ///
+    /// # Errors
+    /// Why the engine could not be started; for a while after a failure, the same
+    /// error without another try.
+    pub async fn ensure(&self, model: &str) -> Result<Engine, EngineError> {
+        let model = self.find(model)?;
+        let engine = self.engine(model).await?;
+        if model.entry.is_none() {
+            engine.transport.probe().await.map_err(|error| EngineError::Unreachable {
+                model: model.name.as_ref().to_owned(),
+                reason: error.to_string(),
+            })?;
+        }
+        Ok(engine)
+    }
+
+    /// Sends a request to a model's engine and returns its answer as it is produced.
+    ///
+    /// Waits for the engine's start and for a free slot. When `cancel` fires, then or
+    /// later, the connection is closed, by which the engine stops, and the stream
+    /// ends with [`openai::Finish::Cancelled`].
+    ///
+    /// # Errors
+    /// [`EngineError::BadRequest`] before anything is sent; [`EngineError::UnknownModel`];
+    /// what [`EnginePool::ensure`] fails with; what the engine answered instead of a
+    /// stream.
+    pub async fn chat(
+        &self,
+        model: &str,
+        request: EngineRequest,
+        cancel: CancellationToken,
+    ) -> Result<EngineStream, EngineError> {
+        let model = self.find(model)?;
+        let body = openai::shape(&request, model.engine_name(), model.entry.as_ref())?;
+        if !model.serves(request.kind) {
+            return Err(EngineError::BadRequest {
+                message: format!("Model {} does not serve this kind of request.", model.name),
+            });
+        }
+        let path = request.kind.path();
+        let estimated_input = openai::estimate_input_tokens(&request);
+        let mut in_use = InUse::begin(model);
+        let exchange = async {
+            let engine = self.engine(model).await?;
+            let permit = Arc::clone(&model.slots)
+                .acquire_owned()
+                .await
+                .map_err(|_| EngineError::Stopping)?;
+            in_use.permit = Some(permit);
+            let transport = Arc::clone(&engine.transport);
+            in_use.engine = Some(engine);
+            let sending = transport.send(path, Some(body));
+            let mut answer = match tokio::time::timeout(FIRST_TOKEN_TIMEOUT, sending).await {
+                Ok(Ok(answer)) => answer,
+                Ok(Err(TransportError::Connect(error))) => {
+                    return Err(EngineError::Unreachable {
+                        model: model.name.as_ref().to_owned(),
+                        reason: error.to_string(),
+                    });
+                }
+                Ok(Err(error)) => return Err(in_use.explain_death(&error).await),
+                Err(_) => {
+                    return Err(EngineError::Stalled {
+                        model: model.name.as_ref().to_owned(),
+                        waited: FIRST_TOKEN_TIMEOUT,
+                    });
+                }
+            };
+            if answer.status() != 200 {
+                return Err(refusal(&model.name, &mut answer).await);
+            }
+            Ok(answer)
+        };
+        let answer = tokio::select! {
+            biased;
+            () = cancel.cancelled() => None,
+            answer = exchange => Some(answer?),
+        };
+        Ok(match answer {
+            Some(answer) => EngineStream::new(in_use, answer, cancel, estimated_input),
+            None => EngineStream::cancelled(in_use.model_name()),
+        })
+    }
+
+    /// Returns the sha256 of a model's file in hex, reading it if it is not known;
+    /// `None` for an endpoint, whose file is not ours.
+    ///
+    /// # Errors
+    /// As for a start: [`EngineError::ModelMissing`], [`EngineError::ModelMismatch`].
+    pub async fn digest(&self, model: &str) -> Result<Option<String>, EngineError> {
+        let model = self.find(model)?;
+        match model.served.kind()? {
+            EngineKind::Endpoint { .. } => Ok(None),
+            EngineKind::Container { path, .. } => {
+                let (_, digest) = model.settings.digests.check(&model.served, path).await?;
+                Ok(Some(digest))
+            }
+        }
+    }
+
+    /// Returns the models that are served, by name.
+    pub fn models(&self) -> impl Iterator<Item = &ServedModel> {
+        self.shared.models.values().map(|model| &model.served)
+    }
+
+    /// Returns every model's state, by name.
+    #[must_use]
+    pub fn states(&self) -> Vec<(String, EngineState)> {
+        let shown = |model: &Supervised| match &*model.state.borrow() {
+            State::Stopped => EngineState::Stopped,
+            State::Starting { since } => EngineState::Starting(since.elapsed()),
+            State::Ready(_) => EngineState::Ready,
+            State::Failed { error, .. } => EngineState::Failed(error.clone()),
+        };
+        self.shared.models.iter().map(|(name, model)| (name.clone(), shown(model))).collect()
+    }
+
+    /// Stops every engine, removes the containers, and refuses all that comes after.
+    /// Streams that still run end with an error. May be called again.
+    pub async fn stop_all(&self) {
+        self.shared.shutdown.cancel();
+        for model in self.shared.models.values() {
+            model.slots.close();
+        }
+        let mut supervisors = std::mem::take(
+            &mut *self.shared.supervisors.lock().unwrap_or_else(PoisonError::into_inner),
+        );
+        let joined = async { while supervisors.join_next().await.is_some() {} };
+        if tokio::time::timeout(STOP_TIMEOUT, joined).await.is_err() {
+            tracing::warn!("an engine's container could not be removed in time");
+        }
+    }
+
+    fn find(&self, model: &str) -> Result<&Arc<Supervised>, EngineError> {
+        self.shared
+            .models
+            .get(model)
+            .ok_or_else(|| EngineError::UnknownModel { model: model.to_owned() })
+    }
+
+    /// Returns a model's engine, asking its supervisor to start it where needed.
+    async fn engine(&self, model: &Arc<Supervised>) -> Result<Engine, EngineError> {
+        let mut states = model.state.subscribe();
+        loop {
+            if self.shared.shutdown.is_cancelled() {
+                return Err(EngineError::Stopping);
+            }
+            match &*states.borrow_and_update() {
+                State::Ready(engine) => return Ok(engine.clone()),
+                State::Failed { error, until } if Instant::now() < *until => {
+                    return Err(error.clone());
+                }
+                State::Starting { .. } | State::Stopped | State::Failed { .. } => {}
+            }
+            self.supervise(model);
+            model.state.send_if_modified(State::ask);
+            tokio::select! {
+                () = self.shared.shutdown.cancelled() => {}
+                // The sender lives as long as the model.
+                _ = states.changed() => {}
+            }
+        }
+    }
+
+    /// Starts the model's supervisor if it has none.
+    fn supervise(&self, model: &Arc<Supervised>) {
+        let mut supervised = model.supervised.lock().unwrap_or_else(PoisonError::into_inner);
+        if *supervised || self.shared.shutdown.is_cancelled() {
+            return;
+        }
+        *supervised = true;
+        self.shared
+            .supervisors
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .spawn(supervisor::run_engine(Arc::clone(model), self.shared.shutdown.clone()));
+    }
+}
+
+impl State {
+    /// Asks for a start, unless one is under way, done, or not yet to be repeated.
+    /// Tells whether that changed anything.
+    fn ask(&mut self) -> bool {
+        let now = Instant::now();
+        let asked = match self {
+            Self::Stopped => true,
+            Self::Failed { until, .. } => now >= *until,
+            Self::Starting { .. } | Self::Ready(_) => false,
+        };
+        if asked {
+            *self = Self::Starting { since: now };
+        }
+        asked
+    }
+}
+
+impl Supervised {
+    fn new(
+        served: ServedModel,
+        catalogue: &Catalogue,
+        settings: &Arc<Settings>,
+    ) -> Result<Self, EngineError> {
+        served.check()?;
+        let name: Arc<str> = served.name.as_str().into();
+        let bad = |reason: String| EngineError::BadModel { model: served.name.clone(), reason };
+        let slots = served.slots as usize;
+        let (entry, state) = match served.kind()? {
+            EngineKind::Endpoint { url } => {
+                let address = Address::parse(url).map_err(bad)?;
+                let transport = Arc::new(Transport::new(address, slots));
+                let engine = Engine { model: Arc::clone(&name), transport, container: None };
+                (None, State::Ready(engine))
+            }
+            EngineKind::Container { engine, .. } => {
+                let entry = catalogue.get(engine).ok_or_else(|| EngineError::UnknownEngine {
+                    model: served.name.clone(),
+                    engine: engine.to_owned(),
+                })?;
+                match entry.gpu {
+                    GpuNeed::None if !served.gpus.is_empty() => {
+                        return Err(bad(format!("its engine {engine} uses no GPU")));
+                    }
+                    GpuNeed::Required if served.gpus.is_empty() => {
+                        return Err(bad(format!("its engine {engine} needs gpus to be named")));
+                    }
+                    _ => {}
+                }
+                (Some(entry.clone()), State::Stopped)
+            }
+        };
+        Ok(Self {
+            name,
+            entry,
+            settings: Arc::clone(settings),
+            state: watch::Sender::new(state),
+            slots: Arc::new(Semaphore::new(slots)),
+            in_flight: AtomicUsize::new(0),
+            last_used: Mutex::new(Instant::now()),
+            supervised: Mutex::new(false),
+            served,
+        })
+    }
+
+    /// Returns the name by which the engine knows the model.
+    fn engine_name(&self) -> &str {
+        self.served.endpoint_model.as_deref().unwrap_or(&self.name)
+    }
+
+    fn serves(&self, kind: RequestKind) -> bool {
+        self.entry.as_ref().is_none_or(|entry| entry.paths.iter().any(|path| path == kind.path()))
+    }
+}
+
+/// Reads what an engine said instead of an answer.
+async fn refusal(model: &str, answer: &mut Answer) -> EngineError {
+    let status = answer.status();
+    let body = tokio::time::timeout(REFUSAL_TIMEOUT, answer.read_small(REFUSAL_LIMIT))
+        .await
+        .ok()
+        .and_then(Result::ok)
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+        .unwrap_or(Value::Null);
+    openai::failure(model, status, &body)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn config(models: Vec<ServedModel>) -> EngineConfig {
+        EngineConfig {
+            node: "test".to_owned(),
+            catalogue: Catalogue::built_in(),
+            models,
+            runtime_dir: PathBuf::from("/nonexistent"),
+            cache_dir: None,
+            keep_alive: None,
+            docker_host: None,
+        }
+    }
+
+    #[test]
+    fn wrong_configurations_are_named() {
+        let good = ServedModel::file("m", "/m.gguf");
+        assert!(EnginePool::new(config(vec![good.clone()])).is_ok());
+        for (models, wanted) in [
+            (vec![good.clone(), good.clone()], "named twice"),
+            (
+                vec![ServedModel { engine: "none".to_owned(), ..good.clone() }],
+                "not in the catalogue",
+            ),
+            (vec![ServedModel { gpus: vec!["GPU-1".to_owned()], ..good }], "uses no GPU"),
+            (vec![ServedModel::endpoint("m", "http://10.1.2.3", 1)], "loopback"),
+        ] {
+            let error = EnginePool::new(config(models)).unwrap_err().to_string();
+            assert!(error.contains(wanted), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_pool_of_endpoints_needs_no_docker() {
+        let mut config = config(vec![ServedModel::endpoint("m", "unix:/nonexistent.sock", 1)]);
+        config.docker_host = Some("unix:///nonexistent/docker.sock".to_owned());
+        let pool = EnginePool::new(config).unwrap();
+        assert_eq!(pool.remove_leftovers().await.unwrap(), 0);
+        let error = pool.ensure("m").await.unwrap_err();
+        assert!(matches!(error, EngineError::Unreachable { .. }), "{error}");
+        assert!(matches!(pool.ensure("x").await, Err(EngineError::UnknownModel { .. })));
+        pool.stop_all().await;
+        assert!(matches!(pool.ensure("m").await, Err(EngineError::Stopping)));
+    }
+
+    #[tokio::test]
+    async fn docker_that_is_not_there_is_told_and_not_asked_again_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.gguf");
+        std::fs::write(&path, "x").unwrap();
+        let mut config = config(vec![ServedModel::file("m", path)]);
+        config.docker_host = Some("unix:///nonexistent/docker.sock".to_owned());
+        let pool = EnginePool::new(config).unwrap();
+        for _ in 0..2 {
+            let error = pool.ensure("m").await.unwrap_err();
+            assert!(matches!(error, EngineError::DockerNotRunning { .. }), "{error}");
+            assert_eq!(error.attempt_code(), "engine_unavailable");
+        }
+        assert!(matches!(&pool.states()[0].1, EngineState::Failed(_)));
+        pool.stop_all().await;
+    }
+}
