@@ -8,6 +8,7 @@
 
 #![allow(dead_code, reason = "each benchmark uses its own part of the harness")]
 
+pub(crate) mod direct;
 pub(crate) mod engine;
 pub(crate) mod market;
 pub(crate) mod report;

@@ -1,29 +1,54 @@
 //! What the way through the market costs: first token and tokens a second of a job,
-//! against the same engine asked directly, in pairs of alternating order.
+//! against the same engine asked directly, in pairs of alternating order. First an
+//! engine with a fixed rate, in this process; then, for comparison, llama.cpp with
+//! a small model in the node's container, asked directly over its unix socket.
 
 mod harness;
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt as _;
-use harness::engine::{Engine, MODEL, Pace};
+use harness::direct;
+use harness::engine::{self, Engine, Pace};
 use harness::market::{Failure, Market, Seen};
 use harness::report::{Floor, Report};
 use harness::statistics::{median, millis};
-use serde_json::{Value, json};
+use serde_json::json;
+use tokio::net::{TcpStream, UnixStream};
 
 /// Pairs of a direct request and a job.
 const PAIRS: usize = 30;
-/// Tokens of an answer: three seconds at the engine's rate.
+/// Tokens of an answer of the fixed rate: three seconds.
 const TOKENS: u32 = 150;
 /// Fifty tokens a second.
 const INTERVAL: Duration = Duration::from_millis(20);
+/// Pairs with llama.cpp.
+const LLAMA_PAIRS: usize = 10;
+/// Tokens of an answer of llama.cpp.
+const LLAMA_TOKENS: u32 = 96;
 
-/// When an answer's first and last token were there, and how many bytes between.
-struct Stream {
+/// First token and rate of one answer.
+struct Measured {
     first: Duration,
     per_second: f64,
+}
+
+/// Both sides of the pairs of one engine.
+#[derive(Default)]
+struct Pairs {
+    direct_first: Vec<f64>,
+    market_first: Vec<f64>,
+    added: Vec<f64>,
+    direct_rate: Vec<f64>,
+    market_rate: Vec<f64>,
+    ratio: Vec<f64>,
+}
+
+/// Where an engine listens.
+enum Address<'a> {
+    Tcp(&'a Engine),
+    Unix(&'a Path),
 }
 
 #[tokio::main]
@@ -38,114 +63,180 @@ async fn main() -> ExitCode {
 
 async fn measure(report: &mut Report) -> Result<(), Failure> {
     let engine = Engine::start(Pace { tokens: TOKENS, interval: INTERVAL }).await?;
-    let market = Market::start(&[engine.config()]).await?;
-    let result = run_pairs(report, &engine, &market).await;
+    let llama = llama_from_environment();
+    let mut models = vec![engine.config()];
+    models.extend(llama.as_ref().map(|(_name, config)| config.clone()));
+    let market = Market::start(&models).await?;
+    let result = async {
+        run_fixed_rate(report, &engine, &market).await?;
+        match &llama {
+            Some((name, _config)) => run_llama(report, name, &market).await,
+            None => {
+                eprintln!("llama.cpp is left out: INFERNET_MODEL_PATH is not set.");
+                Ok(())
+            }
+        }
+    }
+    .await;
     market.stop().await?;
     result
 }
 
-async fn run_pairs(report: &mut Report, engine: &Engine, market: &Market) -> Result<(), Failure> {
-    let client = reqwest::Client::builder().no_proxy().build()?;
-    for number in 0..3 {
-        ask_market(market, &format!("Warm-up {number}, {}", uuid::Uuid::now_v7())).await?;
-        ask_directly(&client, engine, &format!("Warm-up {number} directly")).await?;
+/// The name and the configuration of the small model that
+/// `scripts/build-engine-image --env` names.
+fn llama_from_environment() -> Option<(String, String)> {
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let (name, path, digest) = (
+        variable("INFERNET_MODEL")?,
+        variable("INFERNET_MODEL_PATH")?,
+        variable("INFERNET_MODEL_SHA256")?,
+    );
+    let config = format!(
+        "name = \"{name}\"\nengine = \"llama.cpp\"\npath = \"{path}\"\nsha256 = \"{digest}\"\nslots = 1\ncontext_length = 2048\nprice_input = \"0.05\"\nprice_output = \"0.10\"\n"
+    );
+    Some((name, config))
+}
+
+async fn run_fixed_rate(
+    report: &mut Report,
+    engine: &Engine,
+    market: &Market,
+) -> Result<(), Failure> {
+    let address = Address::Tcp(engine);
+    let prompt = |what: &str| format!("{what}, {}", uuid::Uuid::now_v7());
+    let pairs = run_pairs(report, &address, market, engine::MODEL, (PAIRS, TOKENS), prompt).await?;
+    report.add_with_floor("ttft_added_p50", median(&pairs.added), "ms", Floor::AtMost(25.0));
+    let ratio = median(&pairs.ratio);
+    report.add_with_floor("tokens_per_second_ratio", ratio, "ratio", Floor::AtLeast(0.97));
+    report.add("ttft_direct_p50", median(&pairs.direct_first), "ms");
+    report.add("ttft_market_p50", median(&pairs.market_first), "ms");
+    report.add("pairs", PAIRS as f64, "count");
+    Ok(())
+}
+
+async fn run_llama(report: &mut Report, model: &str, market: &Market) -> Result<(), Failure> {
+    // The first job starts the container; then its socket is there.
+    ask_market(market, model, "Say hello.", 8).await?;
+    let socket = find_socket(&market.node_directory())
+        .ok_or("The socket of llama.cpp is not below the node's directory.")?;
+    let address = Address::Unix(&socket);
+    let prompt = |what: &str| format!("{} {what}: count from one to fifty.", uuid::Uuid::now_v7());
+    let size = (LLAMA_PAIRS, LLAMA_TOKENS);
+    let pairs = run_pairs(report, &address, market, model, size, prompt).await?;
+    report.add("llama_ttft_added_p50", median(&pairs.added), "ms");
+    report.add("llama_tokens_per_second_ratio", median(&pairs.ratio), "ratio");
+    report.add("llama_ttft_direct_p50", median(&pairs.direct_first), "ms");
+    report.add("llama_ttft_market_p50", median(&pairs.market_first), "ms");
+    report.add("llama_tokens_per_second_direct_p50", median(&pairs.direct_rate), "1/s");
+    report.add("llama_tokens_per_second_market_p50", median(&pairs.market_rate), "1/s");
+    Ok(())
+}
+
+/// Runs pairs in alternating order, after a few of both for warmth.
+async fn run_pairs(
+    report: &mut Report,
+    address: &Address<'_>,
+    market: &Market,
+    model: &str,
+    (count, tokens): (usize, u32),
+    prompt: impl Fn(&str) -> String,
+) -> Result<Pairs, Failure> {
+    for _ in 0..2 {
+        ask_market(market, model, &prompt("Warm-up"), tokens).await?;
+        ask_directly(address, model, &prompt("Warm-up"), tokens).await?;
     }
-    let (mut added, mut ratios) = (Vec::new(), Vec::new());
-    let (mut first_direct, mut first_market) = (Vec::new(), Vec::new());
-    for pair in 0..PAIRS {
-        let prompt = |way: &str| format!("Pair {pair} {way}, {}", uuid::Uuid::now_v7());
-        let (direct, through) = if pair % 2 == 0 {
-            let direct = ask_directly(&client, engine, &prompt("directly")).await?;
-            (direct, ask_market(market, &prompt("through the market")).await?)
+    let mut pairs = Pairs::default();
+    for number in 0..count {
+        let (way, over) = (format!("Pair {number} directly"), format!("Pair {number} by job"));
+        let (direct, through) = if number % 2 == 0 {
+            let direct = ask_directly(address, model, &prompt(&way), tokens).await?;
+            (direct, ask_market(market, model, &prompt(&over), tokens).await?)
         } else {
-            let through = ask_market(market, &prompt("through the market")).await?;
-            (ask_directly(&client, engine, &prompt("directly")).await?, through)
+            let through = ask_market(market, model, &prompt(&over), tokens).await?;
+            (ask_directly(address, model, &prompt(&way), tokens).await?, through)
         };
-        added.push(millis(through.first) - millis(direct.first));
-        ratios.push(through.per_second / direct.per_second);
-        first_direct.push(millis(direct.first));
-        first_market.push(millis(through.first));
         report.sample(json!({
+            "model": model,
             "direct_ttft_ms": millis(direct.first),
             "market_ttft_ms": millis(through.first),
             "direct_tokens_per_second": direct.per_second,
             "market_tokens_per_second": through.per_second,
         }));
+        pairs.added.push(millis(through.first) - millis(direct.first));
+        pairs.ratio.push(through.per_second / direct.per_second);
+        pairs.direct_first.push(millis(direct.first));
+        pairs.market_first.push(millis(through.first));
+        pairs.direct_rate.push(direct.per_second);
+        pairs.market_rate.push(through.per_second);
     }
-    report.add_with_floor("ttft_added_p50", median(&added), "ms", Floor::AtMost(25.0));
-    report.add_with_floor(
-        "tokens_per_second_ratio",
-        median(&ratios),
-        "ratio",
-        Floor::AtLeast(0.97),
-    );
-    report.add("ttft_direct_p50", median(&first_direct), "ms");
-    report.add("ttft_market_p50", median(&first_market), "ms");
-    report.add("pairs", PAIRS as f64, "count");
-    Ok(())
+    Ok(pairs)
 }
 
-/// Asks the engine itself, over HTTP.
+/// Asks the engine itself; the connection is a part of the asking.
 async fn ask_directly(
-    client: &reqwest::Client,
-    engine: &Engine,
+    address: &Address<'_>,
+    model: &str,
     prompt: &str,
-) -> Result<Stream, Failure> {
+    tokens: u32,
+) -> Result<Measured, Failure> {
     let sent = Instant::now();
-    let response = client
-        .post(format!("{}/v1/chat/completions", engine.url()))
-        .timeout(Duration::from_secs(60))
-        .json(&json!({
-            "model": MODEL,
-            "messages": [{ "role": "user", "content": prompt }],
-            "max_tokens": TOKENS,
-            "stream": true,
-        }))
-        .send()
-        .await?
-        .error_for_status()?;
-    let mut body = response.bytes_stream();
-    let mut waiting = String::new();
-    let mut pieces = Vec::new();
-    let mut length = 0;
-    while let Some(bytes) = body.next().await {
-        let now = Instant::now();
-        waiting.push_str(std::str::from_utf8(&bytes?)?);
-        while let Some(end) = waiting.find("\n\n") {
-            let event: String = waiting.drain(..end + 2).collect();
-            let Some(data) = event.trim().strip_prefix("data: ") else { continue };
-            let Ok(chunk) = serde_json::from_str::<Value>(data) else { continue };
-            if let Some(text) = chunk.pointer("/choices/0/delta/content").and_then(Value::as_str) {
-                length += text.len();
-                pieces.push((now, length));
-            }
+    let answer = match address {
+        Address::Tcp(engine) => {
+            let stream = TcpStream::connect(engine.address()).await?;
+            stream.set_nodelay(true)?;
+            direct::ask(stream, model, prompt, tokens).await?
         }
-    }
-    rate(sent, &pieces)
+        Address::Unix(path) => {
+            direct::ask(UnixStream::connect(path).await?, model, prompt, tokens).await?
+        }
+    };
+    // Both engines send one event for each token.
+    rate(sent, &answer.pieces, answer.pieces.len() as f64)
 }
 
 /// Asks through the market.
-async fn ask_market(market: &Market, prompt: &str) -> Result<Stream, Failure> {
-    let Seen { sent, pieces, job, .. } = market.consumer.ask(MODEL, prompt, TOKENS).await?;
-    let seen = pieces.last().map_or(0, |(_at, length)| *length);
+async fn ask_market(
+    market: &Market,
+    model: &str,
+    prompt: &str,
+    tokens: u32,
+) -> Result<Measured, Failure> {
+    let Seen { sent, pieces, job, .. } = market.consumer.ask(model, prompt, tokens).await?;
+    let streamed = pieces.last().map_or(0, |(_at, length)| *length);
     let whole = job.output.as_deref().map_or(0, str::len);
-    if seen != whole {
-        return Err(format!("Of {whole} bytes of output {seen} were streamed.").into());
+    if streamed != whole {
+        return Err(format!("Of {whole} bytes of output {streamed} were streamed.").into());
     }
-    rate(sent, &pieces)
+    let usage = job.usage.ok_or("A job ended without its usage.")?;
+    rate(sent, &pieces, usage.output_tokens as f64)
 }
 
-/// First token and rate of a stream. The rate is that of all the text after the
-/// first piece, over the time from the first piece to the last, so that pieces that
-/// carry several tokens are counted for what they are.
-fn rate(sent: Instant, pieces: &[(Instant, usize)]) -> Result<Stream, Failure> {
+/// First token and rate of an answer. The rate is that of all the text after the
+/// first piece, over the time from the first piece to the last, so that a piece that
+/// carries several tokens counts for what it is.
+fn rate(sent: Instant, pieces: &[(Instant, usize)], tokens: f64) -> Result<Measured, Failure> {
     let ((first, first_length), (last, length)) = match pieces {
         [first, .., last] => (*first, *last),
         _ => return Err("An answer came in fewer than two pieces.".into()),
     };
-    let tokens = (length - first_length) as f64 * f64::from(TOKENS) / length as f64;
-    Ok(Stream {
+    let tokens_after_first = tokens * (length - first_length) as f64 / length as f64;
+    Ok(Measured {
         first: first.duration_since(sent),
-        per_second: tokens / last.duration_since(first).as_secs_f64(),
+        per_second: tokens_after_first / last.duration_since(first).as_secs_f64(),
+    })
+}
+
+/// Finds the unix socket of an engine below a directory.
+fn find_socket(directory: &Path) -> Option<PathBuf> {
+    use std::os::unix::fs::FileTypeExt as _;
+    std::fs::read_dir(directory).ok()?.flatten().find_map(|entry| {
+        let kind = entry.file_type().ok()?;
+        let path = entry.path();
+        if kind.is_dir() {
+            find_socket(&path)
+        } else {
+            let is_engine = path.file_name().is_some_and(|name| name == "engine.sock");
+            (kind.is_socket() && is_engine).then_some(path)
+        }
     })
 }

@@ -78,6 +78,11 @@ impl Engine {
         Ok(Self { address, shared, server })
     }
 
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// The base of its URLs.
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
