@@ -15,12 +15,16 @@
 //! | 130 | `interrupted` | stopped by Ctrl-C |
 //! | 255 | `internal` | a bug |
 
+mod agent;
+mod relay;
+
 use std::error::Error;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 use serde_json::json;
 
+pub use self::relay::RelayedError;
 use crate::config::ConfigError;
 use crate::control::rpc::{Refusal, RpcError};
 use crate::control::session::SessionError;

@@ -26,6 +26,7 @@
 //! # }
 //! ```
 
+pub mod agent;
 pub mod command_error;
 pub mod commands;
 pub mod config;

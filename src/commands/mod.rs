@@ -15,6 +15,9 @@ mod models;
 mod output;
 mod prompt;
 mod run;
+mod start;
+mod status;
+mod stop;
 #[cfg(feature = "stack")]
 mod up;
 
@@ -25,6 +28,7 @@ use std::process::ExitCode;
 use clap::{ArgAction, Parser, Subcommand};
 
 pub use self::output::Output;
+use crate::agent::process::ProcessFiles;
 use crate::command_error::{CommandError, Kind};
 use crate::config::{Config, Directories, Overrides};
 use crate::control::rpc::Rpc;
@@ -96,6 +100,12 @@ pub(crate) struct GlobalArgs {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Start this machine's agent, in the background
+    Start(start::Args),
+    /// End this machine's agent
+    Stop(stop::Args),
+    /// Show how this machine's node is
+    Status(status::Args),
     /// Ask a model and print the answer while it is written
     Run(run::Args),
     /// List, show, cancel and submit jobs
@@ -120,12 +130,16 @@ impl Command {
         match self {
             #[cfg(feature = "stack")]
             Self::Up(_) => true,
+            Self::Start(args) => args.is_agent(),
             _ => false,
         }
     }
 
     async fn run(self, context: Context) -> Result<(), CommandError> {
         match self {
+            Self::Start(args) => start::run(&args, &context).await,
+            Self::Stop(args) => stop::run(&args, &context).await,
+            Self::Status(args) => status::run(&args, &context).await,
             Self::Run(args) => run::run(args, &context).await,
             Self::Job(args) => job::run(args, &context).await,
             Self::Models(args) => models::run(&args, &context).await,
@@ -163,6 +177,11 @@ impl Context {
                 docker_socket: docker_socket(),
             },
         })
+    }
+
+    /// Names the files of the agent's process.
+    pub(crate) fn process_files(&self) -> ProcessFiles {
+        ProcessFiles::new(self.directories.runtime(), self.directories.state())
     }
 
     /// Reads the configuration.

@@ -107,7 +107,7 @@ pub enum TransportError {
 }
 
 /// The two kinds of stream, as one.
-trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+trait Duplex: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
 impl Duplex for UnixStream {}
 impl Duplex for TcpStream {}
 

@@ -1,0 +1,181 @@
+//! From a configuration to an agent: engines checked, the machine looked at,
+//! offers made.
+//!
+//! What would fail at the first job fails here already, in words for the owner:
+//! no Docker, an image or a model's file that is not there or is another one.
+
+use tracing::info;
+
+use super::process::ProcessFiles;
+use super::{AgentError, AgentOptions};
+use crate::config::{Config, Directories, ModelConfig, ModelSource, NodeConfig};
+use crate::control::ControlPlane;
+use crate::control::rpc::{Inventory, InventoryGpu, OfferedModel};
+use crate::engine::docker::ContainerHost;
+use crate::engine::{Catalogue, EngineConfig, EngineError, EngineKind, EnginePool, ServedModel};
+use crate::hardware;
+use crate::identity::Keys;
+
+/// Makes what [`Agent::start`](super::Agent::start) needs, and removes what an
+/// earlier run of this node left in Docker.
+///
+/// Reads models' files that it has not seen before, which takes a while.
+pub async fn prepare(
+    config: &Config,
+    node: &NodeConfig,
+    directories: &Directories,
+    control: ControlPlane,
+    keys: Keys,
+    files: ProcessFiles,
+) -> Result<AgentOptions, AgentError> {
+    let catalogue = Catalogue::load(&directories.config().join("engines.toml"))?;
+    let socket = format!("unix://{}", config.docker().socket.display());
+    let engines = EnginePool::new(EngineConfig {
+        node: keys.public_hex(),
+        catalogue: catalogue.clone(),
+        models: config.models().iter().map(served).collect(),
+        runtime_dir: directories.runtime().join("engines"),
+        cache_dir: Some(directories.state().join("cache")),
+        // A model that is loaded answers at once; its owner gave it its memory.
+        keep_alive: None,
+        docker_host: Some(socket.clone()),
+    })?;
+    let leftovers = engines.remove_leftovers().await?;
+    if leftovers > 0 {
+        info!(leftovers, "removed containers of an earlier run");
+    }
+    check_images(&engines, &catalogue, &socket).await?;
+    let mut offers = Vec::with_capacity(config.models().len());
+    for model in config.models() {
+        offers.push(offer(model, node.slots, engines.digest(&model.name).await?));
+    }
+    Ok(AgentOptions {
+        control,
+        keys,
+        engines,
+        inventory: inventory(node),
+        offers,
+        files,
+        grace: node.grace,
+        rotate_log: false,
+    })
+}
+
+/// Translates a model of the configuration for the engines.
+fn served(model: &ModelConfig) -> ServedModel {
+    let mut served = match &model.source {
+        ModelSource::File { path, sha256 } => {
+            let mut served = ServedModel::file(&model.name, path);
+            served.engine.clone_from(&model.engine);
+            served.sha256.clone_from(sha256);
+            served
+        }
+        ModelSource::Endpoint { url } => {
+            ServedModel::endpoint(&model.name, url.as_str(), model.slots)
+        }
+    };
+    served.slots = model.slots;
+    if let Some(context_length) = model.context_length {
+        served.context_length = context_length;
+    }
+    served
+}
+
+/// Makes the offer of a model. `most_slots` is the owner's limit for the whole
+/// machine, which no single offer may pass.
+fn offer(model: &ModelConfig, most_slots: Option<u32>, digest: Option<String>) -> OfferedModel {
+    OfferedModel {
+        model: model.name.clone(),
+        slots: most_slots.map_or(model.slots, |most| most.min(model.slots)),
+        price_input: model.price_input,
+        price_output: model.price_output,
+        digest,
+        context_length: model.context_length,
+    }
+}
+
+/// Describes the machine, as coarsely as it is told.
+fn inventory(node: &NodeConfig) -> Inventory {
+    let hardware::Inventory { platform, cpus, ram_gb, gpus } = hardware::inventory();
+    Inventory {
+        platform,
+        cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
+        ram_gb: ram_gb.map_or(0, |ram_gb| u32::try_from(ram_gb).unwrap_or(u32::MAX)),
+        gpus: gpus
+            .into_iter()
+            .map(|gpu| InventoryGpu {
+                vendor: gpu.vendor,
+                model: gpu.model,
+                vram_tier: gpu.vram_tier,
+            })
+            .collect(),
+        region: node.region.clone(),
+    }
+}
+
+/// Says which image is not on this machine, before a consumer waits for it.
+async fn check_images(
+    engines: &EnginePool,
+    catalogue: &Catalogue,
+    socket: &str,
+) -> Result<(), EngineError> {
+    let mut entries = Vec::new();
+    for model in engines.models() {
+        if let EngineKind::Container { engine, .. } = model.kind()? {
+            entries.extend(catalogue.get(engine));
+        }
+    }
+    if entries.is_empty() {
+        return Ok(());
+    }
+    let host = ContainerHost::connect(Some(socket)).await?;
+    for entry in entries {
+        if host.image(&entry.image).await?.is_none() {
+            return Err(EngineError::ImageMissing {
+                image: entry.image.clone(),
+                install: entry.install.clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Overrides;
+
+    fn models(text: &str) -> Vec<ModelConfig> {
+        let path = Path::new("/c/config.toml");
+        Config::read(path, text, &Overrides::default()).unwrap().models().to_vec()
+    }
+
+    #[test]
+    fn no_offer_passes_the_machines_own_limit() {
+        let models = models(
+            "[[model]]\nname = \"a\"\nengine = \"external\"\nendpoint = \"http://127.0.0.1:1/v1\"\n\
+             slots = 8\nprice_input = \"0.1\"\nprice_output = \"0.2\"\n",
+        );
+        assert_eq!(offer(&models[0], Some(3), None).slots, 3);
+        assert_eq!(offer(&models[0], Some(9), None).slots, 8);
+        assert_eq!(offer(&models[0], None, Some("ab".into())).digest.unwrap(), "ab");
+        let served = served(&models[0]);
+        assert_eq!(served.slots, 8);
+        assert!(matches!(served.kind(), Ok(EngineKind::Endpoint { .. })));
+    }
+
+    #[test]
+    fn a_file_keeps_its_engine_and_digest() {
+        let digest = "ab".repeat(32);
+        let models = models(&format!(
+            "[[model]]\nname = \"a\"\nengine = \"vllm\"\npath = \"/m\"\nsha256 = \"{digest}\"\n\
+             context_length = 512\nprice_input = \"0.1\"\nprice_output = \"0.2\"\n"
+        ));
+        let served = served(&models[0]);
+        assert_eq!(served.engine, "vllm");
+        assert_eq!(served.sha256, Some(digest));
+        assert_eq!(served.context_length, 512);
+    }
+}

@@ -1,0 +1,213 @@
+//! What a running agent says of itself: a small file (0600) that `infernet
+//! status` reads.
+//!
+//! It holds no secret and no prompt. The control plane's own view comes from
+//! the call `node_status`; this is the node's.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::clock;
+use super::{Held, Introduction};
+
+/// The least time between two writes of the file.
+const WRITE_PAUSE: Duration = Duration::from_millis(250);
+
+/// What the agent is doing.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Takes work.
+    Running,
+    /// Takes no more work and finishes what it holds.
+    Draining,
+    /// Suspended by the control plane until an operator allows it again.
+    Suspended,
+    /// Refused by the control plane for another reason.
+    Refused,
+    /// Cannot reach the control plane and keeps trying.
+    Unreachable,
+}
+
+/// How wake-ups reach the agent.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wakeups {
+    /// By Realtime, at once.
+    Realtime,
+    /// By the heartbeat, because Realtime is not to be had.
+    Heartbeat,
+}
+
+/// The agent's own view.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct AgentStatus {
+    /// The process.
+    pub pid: u32,
+    /// When it started.
+    pub started_at: Timestamp,
+    /// Who it is.
+    pub introduction: Introduction,
+    /// What it does.
+    pub phase: Phase,
+    /// The control plane's words for why it is not running, or the last error.
+    pub message: Option<String>,
+    /// How it hears of work.
+    pub wakeups: Wakeups,
+    /// Attempts in work.
+    pub running: usize,
+    /// When the control plane last answered a heartbeat.
+    pub last_heartbeat: Option<Timestamp>,
+    /// By how much this machine's clock is ahead of the server's, in
+    /// milliseconds; negative when behind.
+    pub clock_ahead_ms: Option<i64>,
+}
+
+/// Collects what the agent's tasks know of its state.
+#[derive(Clone, Debug)]
+pub(super) struct Monitor {
+    status: watch::Sender<AgentStatus>,
+}
+
+impl Monitor {
+    /// Begins with a running agent.
+    pub(super) fn new(introduction: Introduction) -> Self {
+        Self {
+            status: watch::Sender::new(AgentStatus {
+                pid: std::process::id(),
+                started_at: Timestamp::now(),
+                introduction,
+                phase: Phase::Running,
+                message: None,
+                wakeups: Wakeups::Heartbeat,
+                running: 0,
+                last_heartbeat: None,
+                clock_ahead_ms: None,
+            }),
+        }
+    }
+
+    /// Notes an answered heartbeat and how far the clocks are apart.
+    pub(super) fn beat(&self, clock_ahead_ms: i64) {
+        let complaint = clock::complaint(clock_ahead_ms);
+        self.status.send_modify(|status| {
+            status.last_heartbeat = Some(Timestamp::now());
+            if status.phase != Phase::Draining {
+                status.phase = Phase::Running;
+            }
+            if complaint.is_some() && complaint != status.message {
+                let had = status.clock_ahead_ms.and_then(clock::complaint).is_some();
+                if !had {
+                    warn!("{}", complaint.as_deref().unwrap_or_default());
+                }
+            }
+            status.clock_ahead_ms = Some(clock_ahead_ms);
+            status.message = complaint;
+        });
+    }
+
+    /// Notes trouble with the control plane; answers whether it is news.
+    pub(super) fn trouble(&self, phase: Phase, message: String) -> bool {
+        self.status.send_if_modified(|status| {
+            let phase = if status.phase == Phase::Draining { Phase::Draining } else { phase };
+            let news = status.phase != phase || status.message.as_ref() != Some(&message);
+            status.phase = phase;
+            status.message = Some(message);
+            news
+        })
+    }
+
+    /// Notes that the agent takes no more work.
+    pub(super) fn draining(&self) {
+        self.status.send_modify(|status| status.phase = Phase::Draining);
+    }
+}
+
+/// Keeps the file in step with the agent's state until it is told to end, and
+/// removes it then.
+pub(super) async fn run_status_file(
+    monitor: Monitor,
+    file: StatusFile,
+    mut held: watch::Receiver<Vec<Held>>,
+    mut joined: watch::Receiver<bool>,
+    shutdown: CancellationToken,
+) {
+    let mut status = monitor.status.subscribe();
+    let mut broken = false;
+    loop {
+        let mut current = status.borrow_and_update().clone();
+        current.running = held.borrow_and_update().len();
+        current.wakeups =
+            if *joined.borrow_and_update() { Wakeups::Realtime } else { Wakeups::Heartbeat };
+        match file.write(&current) {
+            Ok(()) => broken = false,
+            Err(error) if !broken => {
+                broken = true;
+                warn!(error = %error, "the status file cannot be written");
+            }
+            Err(_again) => {}
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            Ok(()) = status.changed() => {}
+            Ok(()) = held.changed() => {}
+            Ok(()) = joined.changed() => {}
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            () = tokio::time::sleep(WRITE_PAUSE) => {}
+        }
+    }
+    if let Err(error) = file.remove() {
+        warn!(error = %error, "the status file cannot be removed");
+    }
+}
+
+/// The status file.
+#[derive(Debug)]
+pub struct StatusFile {
+    path: PathBuf,
+}
+
+impl StatusFile {
+    /// Names the file.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// Replaces the file in one step.
+    pub fn write(&self, status: &AgentStatus) -> io::Result<()> {
+        let draft = self.path.with_extension("new");
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&draft)?;
+        file.write_all(&serde_json::to_vec(status)?)?;
+        fs::rename(draft, &self.path)
+    }
+
+    /// Removes the file at the agent's end; one that is not there is no error.
+    pub fn remove(&self) -> io::Result<()> {
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Reads the status file; `None` when there is none or it does not parse.
+pub fn read(path: &Path) -> Option<AgentStatus> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
+}

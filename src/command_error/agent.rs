@@ -1,0 +1,60 @@
+//! What the agent, its process and its engines fail with, for the user.
+
+use super::{CommandError, Kind};
+use crate::agent::AgentError;
+use crate::agent::process::ProcessError;
+use crate::engine::EngineError;
+
+impl From<AgentError> for CommandError {
+    fn from(error: AgentError) -> Self {
+        match error {
+            AgentError::Control(error) => error.into(),
+            AgentError::Session(error) => error.into(),
+            AgentError::Rpc(error) => error.into(),
+            AgentError::Engine(error) => error.into(),
+            AgentError::Endpoint(_) => Self::new(Kind::Config, error),
+            AgentError::Journal { .. } => {
+                Self::new(Kind::Config, error).hint("Check who owns the folder.")
+            }
+        }
+    }
+}
+
+impl From<EngineError> for CommandError {
+    /// The words of an engine's error say what to do already.
+    fn from(error: EngineError) -> Self {
+        let kind = match &error {
+            EngineError::DockerNotRunning { .. }
+            | EngineError::Docker { .. }
+            | EngineError::Unreachable { .. }
+            | EngineError::Stopping => Kind::Unavailable,
+            _ => Kind::Config,
+        };
+        Self::new(kind, error)
+    }
+}
+
+impl From<ProcessError> for CommandError {
+    fn from(error: ProcessError) -> Self {
+        let (kind, hint) = match &error {
+            ProcessError::AlreadyRunning { .. } => {
+                (Kind::User, "See infernet status, or end it with: infernet stop")
+            }
+            ProcessError::File { .. } => (Kind::Config, "Check who owns the file and its folder."),
+            ProcessError::Spawn(_) => {
+                (Kind::Unavailable, "Try it in the foreground: infernet start --foreground")
+            }
+            ProcessError::Died { .. } | ProcessError::Silent { .. } => (
+                Kind::Unavailable,
+                "Read the end of the log, or try it in the foreground: infernet start --foreground",
+            ),
+            ProcessError::StillRunning { .. } => {
+                (Kind::Unavailable, "Do not wait for running jobs: infernet stop --now")
+            }
+            ProcessError::Signal { .. } => {
+                (Kind::User, "Stop it as the user who started it, or as root.")
+            }
+        };
+        Self::new(kind, error).hint(hint)
+    }
+}
