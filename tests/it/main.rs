@@ -3,7 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "a test that unwraps fails with the place and the value")]
 
 #[cfg(feature = "stack")]
+mod control_plane;
+#[cfg(feature = "stack")]
 mod stack_database;
+#[cfg(feature = "stack")]
+mod stack_gateway;
+#[cfg(feature = "stack")]
+mod stack_lifecycle;
 
 #[cfg(feature = "stack")]
 mod login_vectors;
