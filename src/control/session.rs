@@ -285,35 +285,6 @@ impl Session {
         Ok(token.text)
     }
 
-    /// Sends a request with key and token. If the server answers 401, it is
-    /// built and sent once more with a new token.
-    ///
-    /// # Errors
-    ///
-    /// [`SessionError`] when there is no token or no answer. An answer of any
-    /// status is a success here.
-    pub async fn send(
-        &self,
-        build: impl Fn(&reqwest::Client) -> reqwest::RequestBuilder,
-    ) -> Result<reqwest::Response, SessionError> {
-        let control = &self.inner.control;
-        let send = async |token: &str| {
-            build(control.http())
-                .header("apikey", control.publishable_key())
-                .bearer_auth(token)
-                .send()
-                .await
-                .map_err(|error| SessionError::from(Arc::new(control.unreachable(error))))
-        };
-        let token = self.token().await?;
-        let response = send(&token).await?;
-        if response.status() != reqwest::StatusCode::UNAUTHORIZED {
-            return Ok(response);
-        }
-        let renewed = self.renew(&token).await?;
-        if renewed == token { Ok(response) } else { send(&renewed).await }
-    }
-
     /// Keeps the token fresh until `shutdown`. Failures are retried for ever,
     /// at most once a minute; the session's users see them only if the token
     /// ends meanwhile.

@@ -122,9 +122,6 @@ pub fn check_login(
 
 /// Answers `POST /functions/v1/auth`.
 async fn serve_login(State(context): State<Arc<AuthContext>>, request: Request) -> Response {
-    if request.method() == Method::OPTIONS {
-        return answer::preflight();
-    }
     match log_in(&context, request).await {
         Ok(answer) => answer::json(StatusCode::OK, &answer),
         Err(refusal) => refusal.into_response(),
@@ -134,7 +131,6 @@ async fn serve_login(State(context): State<Arc<AuthContext>>, request: Request) 
 /// Answers `GET /functions/v1/info`.
 async fn serve_info(State(context): State<Arc<AuthContext>>, request: Request) -> Response {
     match *request.method() {
-        Method::OPTIONS => answer::preflight(),
         Method::GET | Method::HEAD => match describe(&context).await {
             Ok(info) => answer::json(StatusCode::OK, &info),
             Err(refusal) => refusal.into_response(),

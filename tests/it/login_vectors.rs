@@ -34,7 +34,7 @@ fn the_file_is_what_this_test_makes_and_the_native_login_answers_like_it() {
     let mut made = vectors();
     if std::env::var_os("INFERNET_WRITE_VECTORS").is_some() {
         let text = serde_json::to_string_pretty(&made).unwrap();
-        std::fs::write(&path, text + "\n").unwrap();
+        std::fs::write(&path, format!("{text}\n")).unwrap();
     }
     let kept: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     // An ES256 signature is different each time: the kept one is checked below.
@@ -64,7 +64,10 @@ fn tokens_of_the_file_are_signed_as_they_say() {
             }
             _ => {
                 let key = Es256Key::from_jwk(&vector["private_jwk"].to_string()).unwrap();
-                (JwtVerifier::from_jwks(&vector["public_jwk"].to_string()), TokenSigner::Key(key))
+                (
+                    JwtVerifier::from_jwks(&vector["public_jwk"].to_string()),
+                    TokenSigner::Key(Box::new(key)),
+                )
             }
         };
         let verifier = verifier.unwrap();
@@ -426,7 +429,7 @@ fn tokens() -> Value {
             "public_jwk": public_jwk,
             "header": {"alg": "ES256", "kid": "vectors", "typ": "JWT"},
             "claims": claims,
-            "token": sign(&TokenSigner::Key(key), &claims),
+            "token": sign(&TokenSigner::Key(Box::new(key)), &claims),
         },
     ])
 }

@@ -12,6 +12,8 @@ mod stack_gateway;
 mod stack_lifecycle;
 
 #[cfg(feature = "stack")]
+mod login;
+#[cfg(feature = "stack")]
 mod login_vectors;
 
 mod supabase_functions;

@@ -1,25 +1,15 @@
 //! The answers of login and self-description, in the words of the protocol.
+//! Headers for pages of other origins are the gateway's part.
 
 use std::error::Error;
 
 use axum::body::Body;
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use serde::Serialize;
 
 use crate::control::session::RefusalAnswer;
 use crate::identity::LoginEventError;
-
-/// Browsers may call from any page: nothing here relies on cookies.
-const CORS: [(HeaderName, HeaderValue); 4] = [
-    (header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*")),
-    (
-        header::ACCESS_CONTROL_ALLOW_HEADERS,
-        HeaderValue::from_static("authorization, x-client-info, apikey, content-type"),
-    ),
-    (header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, OPTIONS")),
-    (header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("86400")),
-];
 
 /// A login that is refused: status, code, message and hint.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -133,17 +123,8 @@ pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Response {
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.extend(CORS);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
-}
-
-/// Answers a browser that asks before it sends.
-pub(super) fn preflight() -> Response {
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = StatusCode::NO_CONTENT;
-    response.headers_mut().extend(CORS);
     response
 }
 

@@ -12,7 +12,7 @@ pub enum TokenSigner {
     /// The project's shared secret, HS256.
     Secret(String),
     /// An imported P-256 key, ES256.
-    Key(Es256Key),
+    Key(Box<Es256Key>),
 }
 
 impl TokenSigner {
