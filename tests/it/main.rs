@@ -17,3 +17,8 @@ mod login;
 mod login_vectors;
 
 mod supabase_functions;
+
+#[cfg(feature = "stack")]
+mod golden_realtime;
+#[cfg(feature = "stack")]
+mod realtime_server;

@@ -3,8 +3,8 @@
 //! As the real server does it, in one transaction that is always rolled back:
 //! a probe row is inserted as `service_role`, then the bearer's role and claims
 //! are put on; seeing the probe is the right to read, being able to insert one
-//! is the right to write. All statements go out at once, so that it costs one
-//! round trip.
+//! is the right to write. All but the first go out at once, so that it costs
+//! two round trips.
 
 use deadpool_postgres::Object;
 use serde_json::Value;
@@ -49,25 +49,43 @@ pub(super) async fn rights(
     if !is_plain_name(&access.role) {
         return Ok(Rights::default());
     }
-    let mut client = None;
     let asked = async {
         let connection = service.pool.get().await.map_err(|error| {
             warn!(%error, "realtime has no database connection");
             AuthorizationError::NoConnection
         })?;
-        ask(client.insert(connection), access, topic).await.map_err(|error| {
+        let connection = Borrowed(Some(connection));
+        let rights = ask(connection.client(), access, topic).await.map_err(|error| {
             warn!(%error, "realtime could not ask the policies");
             AuthorizationError::NoConnection
-        })
+        })?;
+        connection.give_back();
+        Ok(rights)
     };
-    match tokio::time::timeout(service.limits.authorization_timeout, asked).await {
-        Ok(rights) => rights,
-        Err(_) => {
-            // The connection is in the middle of something; it is not reused.
-            if let Some(client) = client {
-                drop(Object::take(client));
-            }
-            Err(AuthorizationError::Timeout)
+    tokio::time::timeout(service.limits.authorization_timeout, asked)
+        .await
+        .map_err(|_| AuthorizationError::Timeout)?
+}
+
+/// A connection that goes back to the pool only when it is said to be at rest.
+/// Dropped before, as when the client goes away meanwhile, it is closed, and
+/// its transaction with it.
+struct Borrowed(Option<Object>);
+
+impl Borrowed {
+    fn client(&self) -> &Object {
+        self.0.as_ref().expect("it is there until it is given back")
+    }
+
+    fn give_back(mut self) {
+        drop(self.0.take());
+    }
+}
+
+impl Drop for Borrowed {
+    fn drop(&mut self) {
+        if let Some(object) = self.0.take() {
+            drop(Object::take(object));
         }
     }
 }
@@ -84,12 +102,10 @@ async fn ask(
     let subject = access.claims.get("sub").and_then(Value::as_str).unwrap_or_default();
     let probe = Uuid::new_v4();
 
-    let as_service = client
-        .prepare_cached(
-            "select pg_catalog.set_config('role', 'service_role', true), \
-             pg_catalog.set_config('realtime.topic', $1, true)",
-        )
-        .await?;
+    // Statements on the schema are parsed as a role that may use it.
+    client.batch_execute("begin; set local role service_role").await?;
+    let set_topic =
+        client.prepare_cached("select pg_catalog.set_config('realtime.topic', $1, true)").await?;
     let insert_probe = client
         .prepare_cached(
             "insert into realtime.messages (id, topic, extension) values ($1, $2, 'broadcast')",
@@ -116,24 +132,21 @@ async fn ask(
         ))
         .await?;
 
-    let as_service_values: [&(dyn ToSql + Sync); 1] = [&topic];
+    let topic_values: [&(dyn ToSql + Sync); 1] = [&topic];
     let probe_values: [&(dyn ToSql + Sync); 2] = [&probe, &topic];
     let as_bearer_values: [&(dyn ToSql + Sync); 3] = [&role, &claims, &subject];
-    let write_values: [&(dyn ToSql + Sync); 1] = [&topic];
     // Polled in this order, and sent as polled: the protocol is pipelined.
-    let (begun, service, probed, bearer, seen, written, rolled_back) = tokio::join!(
+    let (named, probed, bearer, seen, written, rolled_back) = tokio::join!(
         biased;
-        client.batch_execute("begin"),
-        client.execute(&as_service, &as_service_values),
+        client.execute(&set_topic, &topic_values),
         client.execute(&insert_probe, &probe_values),
         client.execute(&as_bearer, &as_bearer_values),
         client.query_opt(&read, &probe_values),
-        client.execute(&write, &write_values),
+        client.execute(&write, &topic_values),
         client.batch_execute("rollback"),
     );
     rolled_back?;
-    begun?;
-    service?;
+    named?;
     probed?;
     if let Err(error) = bearer {
         debug!(%error, role, "the role of an access token cannot be taken on");
