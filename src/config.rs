@@ -21,6 +21,8 @@ use url::Url;
 
 pub use self::directories::Directories;
 pub use self::raw::{RawConfig, RawControl, RawDocker, RawModel, RawNode};
+pub(crate) use self::raw::{check_model_name, check_node_name};
+use crate::control::rpc::OfferedModel;
 use crate::control::{BaseUrl, PlainHttp};
 use crate::money::Usd;
 
@@ -289,6 +291,26 @@ impl Config {
     /// Returns what this node serves.
     pub fn models(&self) -> &[ModelConfig] {
         &self.models
+    }
+
+    /// Returns what this node offers, with the digests that its owner wrote
+    /// down. No offer has more slots than the whole node.
+    pub fn offers(&self) -> Vec<OfferedModel> {
+        let most = self.node.as_ref().and_then(|node| node.slots).unwrap_or(u32::MAX);
+        self.models
+            .iter()
+            .map(|model| OfferedModel {
+                model: model.name.clone(),
+                slots: model.slots.min(most),
+                price_input: model.price_input,
+                price_output: model.price_output,
+                digest: match &model.source {
+                    ModelSource::File { sha256, .. } => sha256.clone(),
+                    ModelSource::Endpoint { .. } => None,
+                },
+                context_length: model.context_length,
+            })
+            .collect()
     }
 
     /// Returns what a daemon logs, as a filter of `tracing`.

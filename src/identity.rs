@@ -12,6 +12,7 @@
 mod event;
 mod keys;
 mod login_event;
+mod public_key;
 mod receipt;
 
 pub use event::EventFault;
@@ -19,6 +20,7 @@ pub use keys::{KeyFileError, Keys};
 pub use login_event::{
     LOGIN_EVENT_KIND, LOGIN_WINDOW_SECS, LoginEvent, LoginEventError, VerifiedLogin,
 };
+pub use public_key::{NotAPublicKey, PublicKey};
 pub use receipt::{RECEIPT_EVENT_KIND, Receipt, ReceiptError, VerifiedReceipt};
 
 /// Returns the SHA-256 of some bytes, as lower-case hex.

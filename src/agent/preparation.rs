@@ -10,7 +10,7 @@ use super::process::ProcessFiles;
 use super::{AgentError, AgentOptions};
 use crate::config::{Config, Directories, ModelConfig, ModelSource, NodeConfig};
 use crate::control::ControlPlane;
-use crate::control::rpc::{Inventory, InventoryGpu, OfferedModel};
+use crate::control::rpc::{Inventory, OfferedModel};
 use crate::engine::docker::ContainerHost;
 use crate::engine::{Catalogue, EngineConfig, EngineError, EngineKind, EnginePool, ServedModel};
 use crate::hardware;
@@ -96,21 +96,7 @@ fn offer(model: &ModelConfig, most_slots: Option<u32>, digest: Option<String>) -
 
 /// Describes the machine, as coarsely as it is told.
 fn inventory(node: &NodeConfig) -> Inventory {
-    let hardware::Inventory { platform, cpus, ram_gb, gpus } = hardware::inventory();
-    Inventory {
-        platform,
-        cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
-        ram_gb: ram_gb.map_or(0, |ram_gb| u32::try_from(ram_gb).unwrap_or(u32::MAX)),
-        gpus: gpus
-            .into_iter()
-            .map(|gpu| InventoryGpu {
-                vendor: gpu.vendor,
-                model: gpu.model,
-                vram_tier: gpu.vram_tier,
-            })
-            .collect(),
-        region: node.region.clone(),
-    }
+    Inventory { region: node.region.clone(), ..hardware::inventory().into() }
 }
 
 /// Says which image is not on this machine, before a consumer waits for it.

@@ -5,21 +5,29 @@
 //! `run(args, context)`. Data goes to stdout, talk to stderr, failures through
 //! [`crate::command_error`], which also names the exit codes.
 
+mod ask;
 mod balance;
 mod completion;
 #[cfg(feature = "stack")]
 mod down;
+mod init;
 mod job;
+mod join;
 mod log;
-mod models;
+mod login;
+mod model;
+mod operator;
 mod output;
+mod owner;
 mod prompt;
+mod register;
 mod run;
 mod start;
 mod status;
 mod stop;
 #[cfg(feature = "stack")]
 mod up;
+mod verify;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -100,6 +108,12 @@ pub(crate) struct GlobalArgs {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Set this machine up: where to join, as what, and what to serve
+    Init(init::Args),
+    /// Sign in with the keys of this machine, and enrol its node
+    Login(login::Args),
+    /// Tell the control plane what this node is and offers
+    Register(register::Args),
     /// Start this machine's agent, in the background
     Start(start::Args),
     /// End this machine's agent
@@ -110,10 +124,16 @@ enum Command {
     Run(run::Args),
     /// List, show, cancel and submit jobs
     Job(job::Args),
-    /// List the models that can be asked, and their prices
-    Models(models::Args),
+    /// See what can be asked
+    Model(model::Args),
     /// Show the balance
     Balance(balance::Args),
+    /// Check the signed receipt of a job
+    Verify(verify::Args),
+    /// Act as the owner of nodes
+    Owner(owner::Args),
+    /// Act as an operator of the control plane
+    Operator(operator::Args),
     /// Print a script that completes commands in a shell
     Completion(completion::Args),
     /// Run a control plane on this machine
@@ -137,12 +157,18 @@ impl Command {
 
     async fn run(self, context: Context) -> Result<(), CommandError> {
         match self {
+            Self::Init(args) => Box::pin(init::run(args, &context)).await,
+            Self::Login(args) => Box::pin(login::run(&args, &context)).await,
+            Self::Register(args) => register::run(&args, &context).await,
+            Self::Verify(args) => verify::run(&args, &context).await,
+            Self::Owner(args) => owner::run(args, &context).await,
+            Self::Operator(args) => operator::run(args, &context).await,
             Self::Start(args) => start::run(&args, &context).await,
             Self::Stop(args) => stop::run(&args, &context).await,
             Self::Status(args) => status::run(&args, &context).await,
             Self::Run(args) => run::run(args, &context).await,
             Self::Job(args) => job::run(args, &context).await,
-            Self::Models(args) => models::run(&args, &context).await,
+            Self::Model(args) => model::run(args, &context).await,
             Self::Balance(args) => balance::run(&args, &context).await,
             Self::Completion(args) => completion::run(&args, &context),
             #[cfg(feature = "stack")]

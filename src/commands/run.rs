@@ -149,7 +149,7 @@ fn outcome(job: &Job, interrupted: bool) -> Result<(), CommandError> {
             Kind::JobFailed,
             format!("The job expired. {}", reason("Nothing was charged.")),
         )
-        .hint("Give it more time with --deadline, or see what is online: infernet models"),
+        .hint("Give it more time with --deadline, or see what is online: infernet model ls"),
         _ => CommandError::new(
             Kind::JobFailed,
             format!("The job failed. {}", reason("No reason was given.")),

@@ -273,7 +273,7 @@ pub(super) fn check_publishable_key(key: &str) -> Result<(), String> {
 pub(crate) fn check_model_name(name: &str) -> Result<(), String> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._:/-".contains(&byte);
     if name.is_empty()
-        || name.len() > 128
+        || name.len() > 100
         || !name.starts_with(|first: char| first.is_ascii_alphanumeric())
         || !name.bytes().all(allowed)
     {

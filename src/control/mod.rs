@@ -8,6 +8,7 @@
 
 mod base_url;
 pub mod job_stream;
+pub mod membership;
 pub mod realtime;
 pub mod rest;
 pub mod rpc;

@@ -6,6 +6,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::{JobKind, JobState, NoArguments, Rpc, RpcError, Usage};
+use crate::hardware;
 use crate::id::{AttemptId, JobId, LeaseId, NodeId, OfferId};
 use crate::money::Usd;
 
@@ -15,9 +16,10 @@ pub struct Inventory {
     /// Such as `linux-x86_64`.
     pub platform: String,
     /// Logical processors.
-    pub cpus: u32,
-    /// Memory, rounded to whole GB.
-    pub ram_gb: u32,
+    pub cpus: usize,
+    /// Memory, rounded to whole GiB, where it can be told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ram_gb: Option<u64>,
     /// The GPUs.
     pub gpus: Vec<InventoryGpu>,
     /// Where it is, if its owner wants that known.
@@ -32,8 +34,28 @@ pub struct InventoryGpu {
     pub vendor: String,
     /// Such as `H100`.
     pub model: String,
-    /// Its memory as a class, such as `80gb`.
+    /// Its memory as a class, such as `80GB`.
     pub vram_tier: String,
+}
+
+impl From<hardware::Inventory> for Inventory {
+    fn from(machine: hardware::Inventory) -> Self {
+        Self {
+            platform: machine.platform,
+            cpus: machine.cpus,
+            ram_gb: machine.ram_gb,
+            gpus: machine
+                .gpus
+                .into_iter()
+                .map(|gpu| InventoryGpu {
+                    vendor: gpu.vendor,
+                    model: gpu.model,
+                    vram_tier: gpu.vram_tier,
+                })
+                .collect(),
+            region: None,
+        }
+    }
 }
 
 /// What a node offers to serve, as it registers it.

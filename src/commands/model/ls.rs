@@ -1,11 +1,11 @@
-//! `infernet models`.
+//! `infernet model ls`.
 
-use super::Context;
-use super::output::columns;
 use crate::command_error::CommandError;
+use crate::commands::Context;
+use crate::commands::output::columns;
 use crate::control::rpc::Rpc;
 
-/// The arguments of `infernet models`.
+/// The arguments of `infernet model ls`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {}
 
