@@ -38,6 +38,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
+use super::LISTENER_NAME;
+
 /// Connections at one time; more wait to be accepted.
 const CONNECTION_LIMIT: usize = 4096;
 /// How long a connection may stay silent. Longer than clients of ours keep an
@@ -251,34 +253,44 @@ fn preflight(request: &HeaderMap) -> Response {
     response
 }
 
-/// Answers `/health`: 200 when requests can be served, else 503.
+/// Answers `/health`: 503 when requests cannot be served, else 200, also where
+/// what is missing is only messages, which nothing depends on.
 async fn serve_health(State(health): State<Arc<Health>>) -> Response {
-    let database = match tokio::time::timeout(HEALTH_LIMIT, ask_database(&health.pool)).await {
-        Ok(Ok(())) => "ok",
-        Ok(Err(error)) => {
-            tracing::warn!(%error, "the database is not well");
-            "unreachable"
-        }
-        Err(_) => "slow",
+    let (database, realtime) =
+        match tokio::time::timeout(HEALTH_LIMIT, ask_database(&health.pool)).await {
+            Ok(Ok(true)) => ("ok", "ok"),
+            Ok(Ok(false)) => ("ok", "not_listening"),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the database is not well");
+                ("unreachable", "unknown")
+            }
+            Err(_) => ("slow", "unknown"),
+        };
+    let (code, status) = match (database, realtime) {
+        ("ok", "ok") => (StatusCode::OK, "ok"),
+        ("ok", _) => (StatusCode::OK, "degraded"),
+        _ => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
     };
-    let is_well = database == "ok";
-    let status = if is_well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     answer(
-        status,
+        code,
         &json!({
-            "status": if is_well { "ok" } else { "unavailable" },
+            "status": status,
             "version": env!("CARGO_PKG_VERSION"),
             "database": database,
+            "realtime": realtime,
             "migration": health.migration,
             "functions": if health.functions { "ok" } else { "off" },
         }),
     )
 }
 
-/// Asks the database whether it is there.
-async fn ask_database(pool: &Pool) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    pool.get().await?.simple_query("select 1").await?;
-    Ok(())
+/// Asks the database whether it is there, and whether Realtime listens to it.
+async fn ask_database(pool: &Pool) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
+    let connection = pool.get().await?;
+    let statement = connection
+        .prepare_cached("select exists (select from pg_stat_activity where application_name = $1)")
+        .await?;
+    Ok(connection.query_one(&statement, &[&LISTENER_NAME]).await?.try_get(0)?)
 }
 
 /// Answers for a path that no part serves.

@@ -4,8 +4,8 @@
 //! [`Stack`] puts the parts together and takes them apart again: the data
 //! directory and its lock ([`data_dir`]), generated [`secrets`], the server of
 //! the database ([`postgres`]), its schema ([`migrate`]), and in front the
-//! gateway with login and self-description ([`auth`]). [`jwt`] and [`api_key`]
-//! are what all of them know a caller by.
+//! gateway with login and self-description ([`auth`]) and [`realtime`]. [`jwt`]
+//! and [`api_key`] are what all of them know a caller by.
 //!
 //! Invariants: the gateway answers only after the migrations; it stops before
 //! the database does; every task belongs to the stack and ends with it.
@@ -14,6 +14,7 @@ use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::{Router, middleware};
@@ -22,12 +23,16 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_postgres::NoTls;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
 
+use self::api_key::ApiKeys;
 use self::auth::{AuthContext, ClientAddress, TOKEN_LIFETIME, TokenSigner};
 use self::data_dir::{DataDir, DataDirError, DataDirLock, Running};
+use self::jwt::JwtVerifier;
 use self::migrate::MigrateError;
 use self::postgres::{Endpoint, Postgres, PostgresError, SUPERUSER};
+use self::realtime::RealtimeContext;
 use self::secrets::{Secrets, SecretsError};
 use crate::control::{BaseUrl, BaseUrlError, PlainHttp};
 use crate::identity::{KeyFileError, Keys};
@@ -46,10 +51,15 @@ mod timer;
 /// The port of the gateway, as of a local Supabase.
 pub const DEFAULT_PORT: u16 = 54321;
 
+/// How the connection that listens for Realtime calls itself, by which `/health`
+/// finds it.
+const LISTENER_NAME: &str = "infernet realtime";
 /// Connections of the gateway to the database; the server takes 100.
 const POOL_SIZE: usize = 32;
 /// How long a request may wait for a connection, or for making one.
 const POOL_LIMIT: Duration = Duration::from_secs(5);
+/// How long clients of Realtime may take to say goodbye.
+const SOCKET_LIMIT: Duration = Duration::from_secs(3);
 
 /// Why a control plane cannot be started or kept up.
 #[derive(Debug, thiserror::Error)]
@@ -134,6 +144,11 @@ pub struct StackOptions {
     pub public_urls: Vec<BaseUrl>,
     /// Where the address of a caller is taken from, for rate limits.
     pub client_address: ClientAddress,
+    /// Every number that bounds a client of Realtime.
+    pub realtime_limits: realtime::Limits,
+    /// Whether Realtime lets anybody with the publishable key join and write to
+    /// public channels. Nothing of ours uses one.
+    pub public_channels: bool,
     /// Is told how far the start has come.
     pub stages: Option<UnboundedSender<Stage>>,
 }
@@ -149,6 +164,8 @@ impl StackOptions {
             name: None,
             public_urls: Vec::new(),
             client_address: ClientAddress::default(),
+            realtime_limits: realtime::Limits::default(),
+            public_channels: false,
             stages: None,
         }
     }
@@ -174,7 +191,10 @@ pub struct Stack {
     operator: Keys,
     /// Tasks that end first, on `shutdown`.
     tasks: JoinSet<&'static str>,
-    shutdown: CancellationToken,
+    /// Tasks of Realtime, which end on `shutdown` as well.
+    sockets: TaskTracker,
+    /// Cancels when it is dropped, for a stack that is dropped and not stopped.
+    shutdown: DropGuard,
     /// The database server, which ends last.
     database: DatabaseTask,
     /// Released when everything else has ended.
@@ -220,21 +240,19 @@ impl Stack {
 
         options.reach(Stage::Gateway);
         let url = format!("http://{}", reachable(address));
-        let public_urls = public_urls(&options, address)?;
-        let parts = Router::new().merge(auth::router(AuthContext {
-            pool: pool.clone(),
-            signer: TokenSigner::Secret(secrets.jwt_secret.clone()),
-            token_lifetime: TOKEN_LIFETIME,
-            public_urls,
-            name: options.name.clone(),
-            publishable_key: secrets.publishable_key.clone(),
-            client_address: options.client_address.clone(),
-        }));
-        let parts = parts.layer(middleware::from_fn(gateway::limit_time));
+        let shutdown = CancellationToken::new();
+        let sockets = TaskTracker::new();
+        let parts = parts(&options, address, &endpoint, &secrets, &pool, &shutdown, &sockets);
+        let parts = match parts {
+            Ok(parts) => parts,
+            Err(error) => {
+                database.stop().await;
+                return Err(error);
+            }
+        };
         let health = gateway::Health { pool: pool.clone(), migration, functions: false };
         let router = gateway::router(parts, health);
 
-        let shutdown = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let mut run = |name: &'static str, task: BoxedTask| {
             tasks.spawn(async move {
@@ -252,7 +270,19 @@ impl Stack {
         };
         lock.announce(&url, endpoint.port)?;
         tracing::info!(url, "the control plane answers");
-        Ok(Self { url, data, secrets, endpoint, pool, operator, tasks, shutdown, database, lock })
+        Ok(Self {
+            url,
+            data,
+            secrets,
+            endpoint,
+            pool,
+            operator,
+            tasks,
+            sockets,
+            shutdown: shutdown.drop_guard(),
+            database,
+            lock,
+        })
     }
 
     /// Returns the base URL of the gateway, as seen from this machine.
@@ -309,8 +339,12 @@ impl Stack {
     /// Stops in order: the gateway lets open requests end, then the clock, the
     /// connections and the database; at last the data directory is free.
     pub async fn stop(mut self) {
-        self.shutdown.cancel();
+        self.shutdown.disarm().cancel();
         while self.tasks.join_next().await.is_some() {}
+        self.sockets.close();
+        if tokio::time::timeout(SOCKET_LIMIT, self.sockets.wait()).await.is_err() {
+            tracing::debug!(open = self.sockets.len(), "sockets are cut off");
+        }
         self.pool.close();
         self.database.shutdown.cancel();
         if !self.database.handle.is_finished() {
@@ -387,6 +421,49 @@ fn public_urls(options: &StackOptions, address: SocketAddr) -> Result<Vec<BaseUr
         }
     }
     Ok(urls)
+}
+
+/// Makes the parts behind the gateway, under their public paths.
+fn parts(
+    options: &StackOptions,
+    address: SocketAddr,
+    endpoint: &Endpoint,
+    secrets: &Secrets,
+    pool: &Pool,
+    shutdown: &CancellationToken,
+    sockets: &TaskTracker,
+) -> Result<Router, StackError> {
+    let api_keys = || {
+        ApiKeys::new(
+            &secrets.publishable_key,
+            &secrets.secret_key,
+            &secrets.anon_key,
+            &secrets.service_role_key,
+        )
+    };
+    let verifier = Arc::new(JwtVerifier::from_secret(&secrets.jwt_secret)?);
+    let auth = auth::router(AuthContext {
+        pool: pool.clone(),
+        signer: TokenSigner::Secret(secrets.jwt_secret.clone()),
+        token_lifetime: TOKEN_LIFETIME,
+        public_urls: public_urls(options, address)?,
+        name: options.name.clone(),
+        publishable_key: secrets.publishable_key.clone(),
+        client_address: options.client_address.clone(),
+    });
+    let mut listener = endpoint.config("authenticator", &secrets.authenticator_password);
+    listener.application_name(LISTENER_NAME);
+    let realtime = realtime::router(RealtimeContext {
+        pool: pool.clone(),
+        listener,
+        verifier,
+        api_keys: api_keys()?,
+        limits: options.realtime_limits,
+        public_channels: options.public_channels,
+        shutdown: shutdown.clone(),
+        tasks: sockets.clone(),
+    });
+    Ok(auth.nest("/realtime/v1", realtime).layer(middleware::from_fn(gateway::limit_time)))
 }
 
 /// Brings the schema up to date, opens the pool and writes the operator down.

@@ -11,12 +11,20 @@ async fn the_gateway_answers_for_all_its_parts() {
     let client = http_client();
     let url = |path: &str| format!("{}{path}", plane.url());
 
-    // Health says what is well, to anybody.
-    let response = client.get(url("/health")).send().await.unwrap();
-    assert_eq!(response.status(), StatusCode::OK);
-    assert_eq!(response.headers()["access-control-allow-origin"], "*");
-    let health: Value = response.json().await.unwrap();
+    // Health says what is well, to anybody. Realtime listens soon after the start.
+    let mut health = Value::Null;
+    for _ in 0..200 {
+        let response = client.get(url("/health")).send().await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.headers()["access-control-allow-origin"], "*");
+        health = response.json().await.unwrap();
+        if health["status"] == "ok" {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
     assert_eq!(health["status"], "ok");
+    assert_eq!(health["realtime"], "ok");
     assert_eq!(health["database"], "ok");
     assert_eq!(health["version"], env!("CARGO_PKG_VERSION"));
     assert!(health["migration"].is_string(), "{health}");
