@@ -192,11 +192,14 @@ Deno.test("browsers may ask first, other methods are refused", async () => {
 
 Deno.test("each function pins the imports that the tests ran with", async () => {
   const read = async (path: string) =>
-    JSON.parse(await Deno.readTextFile(new URL(path, import.meta.url))).imports;
-  const pinned = await read("../deno.json");
+    JSON.parse(await Deno.readTextFile(new URL(path, import.meta.url)));
+  const pinned = (await read("../deno.json")).imports;
   for (const name of ["auth", "info"]) {
-    for (const [specifier, target] of Object.entries(await read(`../${name}/deno.json`))) {
+    for (
+      const [specifier, target] of Object.entries((await read(`../${name}/deno.json`)).imports)
+    ) {
       deepStrictEqual(pinned[specifier], target, `${name}: ${specifier}`);
     }
   }
+  deepStrictEqual((await read("../auth/deno.lock")).npm, (await read("../deno.lock")).npm);
 });
