@@ -45,6 +45,7 @@ pub mod jwt;
 pub mod migrate;
 pub mod postgres;
 pub mod realtime;
+pub mod rest;
 pub mod secrets;
 mod timer;
 
