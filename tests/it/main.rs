@@ -3,7 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "a test that unwraps fails with the place and the value")]
 
 #[cfg(feature = "stack")]
+mod cluster;
+#[cfg(feature = "stack")]
 mod control_plane;
+#[cfg(feature = "stack")]
+mod golden_rest;
 #[cfg(feature = "stack")]
 mod stack_database;
 #[cfg(feature = "stack")]

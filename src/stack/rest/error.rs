@@ -192,12 +192,6 @@ pub enum RestError {
         /// What there is too much of.
         what: &'static str,
     },
-    /// The whole request took too long.
-    #[error("The request took longer than {seconds} seconds")]
-    Timeout {
-        /// The limit.
-        seconds: u64,
-    },
 }
 
 /// What PostgreSQL said when it refused a statement.
@@ -407,7 +401,6 @@ impl RestError {
             },
             Self::BodyTooLarge { .. } => plain(StatusCode::PAYLOAD_TOO_LARGE, "INF413"),
             Self::TooComplex { .. } => plain(bad, "INF400"),
-            Self::Timeout { .. } => plain(StatusCode::GATEWAY_TIMEOUT, "INF504"),
         }
     }
 }

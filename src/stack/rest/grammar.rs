@@ -485,11 +485,16 @@ impl Parser {
     }
 
     fn select_item(&mut self, depth: usize) -> Parsed<SelectItem> {
+        let expected = (self.furthest, self.expected.clone());
         let head = match self.optional(|parser| parser.relation_head(true))? {
             Some(head) => Some(head),
             None => self.optional(|parser| parser.relation_head(false))?,
         };
-        let Some(mut relation) = head else { return self.select_field() };
+        let Some(mut relation) = head else {
+            // It is a field, and what a relation would have had to be does not matter.
+            (self.furthest, self.expected) = expected;
+            return self.select_field();
+        };
         self.literal("(", "\"(\"")?;
         relation.items = self.select_items(depth + 1)?;
         self.literal(")", "\")\"")?;

@@ -8,7 +8,8 @@
 //! A request goes through [`request`] (what does it name), [`query`] and
 //! [`grammar`] (what do the parameters say), [`plan`] or [`call`] (what does
 //! that mean in this [`catalog`]), [`sql`] (the statement), [`execute`] (the
-//! transaction) and [`response`]. Names are quoted, values are bound, and the
+//! transaction) and [`response`]. Time limits and cross-origin headers are the
+//! gateway's, in front of this. Names are quoted, values are bound, and the
 //! role of the token decides in PostgreSQL what may be seen.
 
 mod body;
@@ -35,7 +36,8 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, Response, header};
+use axum::routing::any;
 use bytes::Bytes;
 use deadpool_postgres::Pool;
 use serde_json::Value;
@@ -80,8 +82,6 @@ pub struct RestContext {
     pub body_limit: usize,
     /// How long to wait for a connection.
     pub pool_timeout: Duration,
-    /// How long a request may take in all.
-    pub request_timeout: Duration,
     /// Honours `Prefer: tx=rollback`. Only for tests.
     pub rollback_allowed: bool,
 }
@@ -99,15 +99,14 @@ impl RestContext {
             max_rows: Some(1000),
             body_limit: 10 * 1024 * 1024,
             pool_timeout: Duration::from_secs(10),
-            request_timeout: Duration::from_secs(60),
             rollback_allowed: false,
         }
     }
 }
 
-/// Makes the router. Mount it at the root or nest it under a prefix.
-pub fn router(context: RestContext) -> Router {
-    Rest::new(context).router()
+/// Makes the router, which answers under `prefix`. See [`Rest::router`].
+pub fn router(context: RestContext, prefix: &str) -> Router {
+    Rest::new(context).router(prefix)
 }
 
 /// The REST part. Clones share everything.
@@ -138,9 +137,22 @@ impl Rest {
         Self { shared: Arc::new(shared) }
     }
 
-    /// Returns the router, to be mounted at the root or nested under a prefix.
-    pub fn router(&self) -> Router {
-        Router::new().fallback(handle).with_state(self.clone())
+    /// Returns the router, which answers all paths under `prefix` (such as
+    /// `/rest/v1`, or nothing for the root). Paths are seen without it, also by
+    /// functions that read `request.path`.
+    pub fn router(&self, prefix: &str) -> Router {
+        let prefix = prefix.trim_end_matches('/');
+        let mounted = Mounted { rest: self.clone(), prefix: prefix.into() };
+        let router = if prefix.is_empty() {
+            Router::new().fallback(handle)
+        } else {
+            // Nesting would not see the path that ends with a slash, which is the root here.
+            Router::new()
+                .route(prefix, any(handle))
+                .route(&format!("{prefix}/"), any(handle))
+                .route(&format!("{prefix}/{{*path}}"), any(handle))
+        };
+        router.with_state(mounted)
     }
 
     /// Reads the catalogue of tables and functions again. Called after
@@ -208,14 +220,16 @@ impl Rest {
         }
     }
 
-    async fn serve(&self, request: Request) -> Result<Response<Body>, RestError> {
+    async fn serve(&self, prefix: &str, request: Request) -> Result<Response<Body>, RestError> {
         let (mut parts, body) = request.into_parts();
         let context = self.context();
         if let Some(keys) = &context.api_keys {
             keys.rewrite(&mut parts.headers);
         }
         let caller = Caller::identify(context, &parts.headers)?;
-        let resource = Resource::from_path(parts.uri.path())?;
+        let path = parts.uri.path();
+        let path = path.strip_prefix(prefix).unwrap_or(path);
+        let resource = Resource::from_path(path)?;
         let (schema, negotiated) =
             request::negotiate_schema(&context.schemas, &parts.headers, &parts.method)?;
         let action = Action::new(resource, schema, &parts.method)?;
@@ -229,7 +243,7 @@ impl Rest {
             accepted: request::accepted(&parts.headers),
             head,
             method: &parts.method,
-            path: parts.uri.path(),
+            path,
             headers: &parts.headers,
         };
         let by_get = matches!(action, Action::CallByGet(_));
@@ -660,53 +674,17 @@ fn describe(allow: &'static str) -> Response<Body> {
     response
 }
 
-/// Serves one request, within its time.
-async fn handle(State(rest): State<Rest>, request: Request) -> Response<Body> {
+/// The REST part at a place.
+#[derive(Clone)]
+struct Mounted {
+    rest: Rest,
+    prefix: Arc<str>,
+}
+
+/// Serves one request.
+async fn handle(State(mounted): State<Mounted>, request: Request) -> Response<Body> {
     let head = request.method() == Method::HEAD;
-    let from_browser = request.headers().contains_key(header::ORIGIN);
-    if let Some(response) = answer_preflight(&request) {
-        return response;
-    }
-    let limit = rest.context().request_timeout;
-    let served = tokio::time::timeout(limit, Box::pin(rest.serve(request))).await;
-    let result = served.unwrap_or(Err(RestError::Timeout { seconds: limit.as_secs() }));
-    let mut response = result.unwrap_or_else(|error| error.into_response(head));
-    if from_browser {
-        allow_origin(response.headers_mut());
-    }
-    response
-}
-
-/// Answers a browser's question whether it may ask from another origin.
-fn answer_preflight(request: &Request) -> Option<Response<Body>> {
-    let headers = request.headers();
-    let asks = *request.method() == Method::OPTIONS
-        && headers.contains_key(header::ORIGIN)
-        && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
-    if !asks {
-        return None;
-    }
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = StatusCode::OK;
-    let answer = response.headers_mut();
-    allow_origin(answer);
-    answer.insert(
-        header::ACCESS_CONTROL_ALLOW_METHODS,
-        HeaderValue::from_static("GET, POST, PATCH, PUT, DELETE, OPTIONS, HEAD"),
-    );
-    if let Some(wanted) = headers.get(header::ACCESS_CONTROL_REQUEST_HEADERS) {
-        answer.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, wanted.clone());
-    }
-    answer.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("86400"));
-    Some(response)
-}
-
-fn allow_origin(headers: &mut HeaderMap) {
-    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
-    headers.insert(
-        HeaderName::from_static("access-control-expose-headers"),
-        HeaderValue::from_static(
-            "Content-Encoding, Content-Location, Content-Range, Content-Type, Date, Location, Server, Transfer-Encoding, Range-Unit",
-        ),
-    );
+    // The future holds a whole plan; it is kept off the stack of the server.
+    let served = Box::pin(mounted.rest.serve(&mounted.prefix, request)).await;
+    served.unwrap_or_else(|error| error.into_response(head))
 }
