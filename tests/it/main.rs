@@ -25,4 +25,8 @@ mod supabase_functions;
 #[cfg(feature = "stack")]
 mod golden_realtime;
 #[cfg(feature = "stack")]
+mod lossy_proxy;
+#[cfg(feature = "stack")]
+mod realtime_client;
+#[cfg(feature = "stack")]
 mod realtime_server;

@@ -79,8 +79,8 @@ impl Database {
         Pool::builder(Manager::from_config(self.config(), NoTls, recycling))
             .max_size(8)
             .runtime(Runtime::Tokio1)
-            .wait_timeout(Some(Duration::from_secs(5)))
-            .create_timeout(Some(Duration::from_secs(5)))
+            .wait_timeout(Some(Duration::from_secs(30)))
+            .create_timeout(Some(Duration::from_secs(30)))
             .build()
             .unwrap()
     }
