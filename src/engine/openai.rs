@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use futures_util::FutureExt;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
@@ -471,13 +470,9 @@ impl EngineStream {
     /// other is closed by dropping it.
     fn close(&mut self, complete: bool) {
         self.finish = None;
-        let Some(Source { mut answer, in_use }) = self.source.take() else { return };
+        let Some(Source { answer, in_use }) = self.source.take() else { return };
         if complete && !self.cancel.is_cancelled() {
-            // After the last event only the end of the body is left, which has mostly
-            // arrived with it; if not, the connection is not worth waiting for.
-            if let Some(Ok(None)) = answer.next().now_or_never() {
-                in_use.recycle(answer);
-            }
+            in_use.recycle(answer);
         }
     }
 

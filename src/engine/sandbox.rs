@@ -125,8 +125,8 @@ impl Sandbox {
             oom_score_adj: Some(500),
             ulimits: Some(vec![ulimit("core", 0), ulimit("nofile", 4096)]),
             shm_size: Some(mib(self.shm_mb)),
-            tmpfs: Some(self.tmpfs.iter().map(tmpfs_option).collect()),
-            mounts: Some(self.mounts.iter().map(bind).collect()),
+            tmpfs: Some(self.tmpfs.iter().map(|tmpfs| tmpfs_option(tmpfs, self.user)).collect()),
+            mounts: Some(self.mounts.iter().map(bind_mount).collect()),
             devices: Some(Vec::new()),
             device_requests: self.gpu_request(),
             log_config: Some(HostConfigLogConfig {
@@ -178,11 +178,19 @@ fn ulimit(name: &str, limit: i64) -> ResourcesUlimits {
     ResourcesUlimits { name: Some(name.to_owned()), soft: Some(limit), hard: Some(limit) }
 }
 
-fn tmpfs_option(tmpfs: &Tmpfs) -> (String, String) {
-    (tmpfs.path.clone(), format!("rw,noexec,nosuid,nodev,mode=1777,size={}m", tmpfs.size_mb))
+/// Returns the options of a directory in memory. It belongs to the container's user:
+/// the mode alone would not open it, since that of the image's own directory of the
+/// same name wins.
+fn tmpfs_option(tmpfs: &Tmpfs, user: (u32, u32)) -> (String, String) {
+    let (uid, gid) = user;
+    let size = tmpfs.size_mb;
+    (
+        tmpfs.path.clone(),
+        format!("rw,noexec,nosuid,nodev,mode=700,uid={uid},gid={gid},size={size}m"),
+    )
 }
 
-fn bind(mount: &BindMount) -> Mount {
+fn bind_mount(mount: &BindMount) -> Mount {
     Mount {
         target: Some(mount.target.clone()),
         source: Some(mount.source.display().to_string()),

@@ -14,6 +14,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http1;
@@ -117,7 +118,6 @@ type Driver = http1::Connection<TokioIo<Box<dyn Duplex>>, Full<Bytes>>;
 struct Link {
     sender: http1::SendRequest<Full<Bytes>>,
     motor: Motor,
-    idle_since: Instant,
 }
 
 /// What moves bytes between a connection and its request and answer; nothing once the
@@ -135,10 +135,12 @@ impl Motor {
                     return Poll::Ready(Some(output));
                 }
                 let Some(driver) = &mut self.0 else { return Poll::Ready(None) };
-                match driver.as_mut().poll(context) {
-                    Poll::Pending => return Poll::Pending,
-                    // The work is asked once more: the end may be what it waits for.
-                    Poll::Ready(_) => self.0 = None,
+                // Whatever the driver did, the work is asked once more: what it waits
+                // for may have come, or be the end.
+                if driver.as_mut().poll(context).is_ready() {
+                    self.0 = None;
+                } else {
+                    return work.as_mut().poll(context).map(Some);
                 }
             }
         })
@@ -152,7 +154,16 @@ pub struct Transport {
     /// The most connections that are kept.
     keep: usize,
     /// The lock is held only to push and pop.
-    idle: Mutex<Vec<Link>>,
+    idle: Mutex<Vec<Idle>>,
+}
+
+/// A connection that waits for a request.
+struct Idle {
+    link: Link,
+    /// What may be left of its last answer: the end of the body is often still under
+    /// way when the last event has been read, and is not worth waiting for then.
+    rest: Option<Incoming>,
+    since: Instant,
 }
 
 impl std::fmt::Debug for Transport {
@@ -162,11 +173,10 @@ impl std::fmt::Debug for Transport {
 }
 
 /// The answer to a request while its body is being read. Dropping it closes the
-/// connection; [`Answer::next`] up to the end keeps it for the next request.
+/// connection; [`Transport::recycle`] keeps it for the next request.
 pub struct Answer {
     response: Response<Incoming>,
     link: Link,
-    ended: bool,
 }
 
 impl std::fmt::Debug for Answer {
@@ -205,29 +215,35 @@ impl Transport {
     /// [`TransportError::Connect`].
     pub async fn probe(&self) -> Result<(), TransportError> {
         let link = self.connect().await?;
-        self.keep(link);
+        self.keep(link, None);
         Ok(())
     }
 
-    /// Takes back the connection of an answer that was read to its end.
+    /// Takes back the connection of an answer of which everything was read but, maybe,
+    /// its end.
     pub fn recycle(&self, answer: Answer) {
-        if answer.ended {
-            self.keep(answer.link);
-        }
+        self.keep(answer.link, Some(answer.response.into_body()));
     }
 
-    fn keep(&self, mut link: Link) {
-        link.idle_since = Instant::now();
+    fn keep(&self, link: Link, rest: Option<Incoming>) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < self.keep {
-            idle.push(link);
+            idle.push(Idle { link, rest, since: Instant::now() });
         }
     }
 
+    /// Takes the connection that was used last and whose answer has ended since.
     fn take_idle(&self) -> Option<Link> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.retain(|link| link.idle_since.elapsed() < IDLE_LIMIT);
-        idle.pop()
+        idle.retain(|idle| idle.since.elapsed() < IDLE_LIMIT);
+        while let Some(Idle { mut link, rest, .. }) = idle.pop() {
+            let Some(mut rest) = rest else { return Some(link) };
+            // One that is still being written to would mix two answers.
+            if let Some(Some(None)) = link.motor.drive(rest.frame()).now_or_never() {
+                return Some(link);
+            }
+        }
+        None
     }
 
     async fn connect(&self) -> Result<Link, TransportError> {
@@ -247,7 +263,7 @@ impl Transport {
             .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
             .map_err(TransportError::Connect)?;
         let (sender, driver) = http1::handshake(TokioIo::new(stream)).await?;
-        Ok(Link { sender, motor: Motor(Some(Box::pin(driver))), idle_since: Instant::now() })
+        Ok(Link { sender, motor: Motor(Some(Box::pin(driver))) })
     }
 
     async fn exchange(
@@ -269,7 +285,7 @@ impl Transport {
         link.motor.drive(link.sender.ready()).await.ok_or(TransportError::Closed)??;
         let answering = link.sender.send_request(request);
         let response = link.motor.drive(answering).await.ok_or(TransportError::Closed)??;
-        Ok(Answer { response, link, ended: false })
+        Ok(Answer { response, link })
     }
 }
 
@@ -294,10 +310,7 @@ impl Answer {
                 .await
                 .ok_or(TransportError::Closed)?;
             match frame.transpose()?.map(Frame::into_data) {
-                None => {
-                    self.ended = true;
-                    return Ok(None);
-                }
+                None => return Ok(None),
                 Some(Ok(data)) if !data.is_empty() => return Ok(Some(data)),
                 // Empty pieces and trailers say nothing.
                 Some(_) => {}

@@ -30,3 +30,8 @@ mod lossy_proxy;
 mod realtime_client;
 #[cfg(feature = "stack")]
 mod realtime_server;
+
+mod engine_endpoint;
+mod engine_image;
+mod engine_llama;
+mod engine_sandbox;
