@@ -29,6 +29,7 @@ use tokio_util::task::TaskTracker;
 use self::api_key::ApiKeys;
 use self::auth::{AuthContext, ClientAddress, TOKEN_LIFETIME, TokenSigner};
 use self::data_dir::{DataDir, DataDirError, DataDirLock, Running};
+use self::functions::{Functions, FunctionsContext, FunctionsError};
 use self::jwt::JwtVerifier;
 use self::migrate::MigrateError;
 use self::postgres::{Endpoint, Postgres, PostgresError, SUPERUSER};
@@ -40,6 +41,7 @@ use crate::identity::{KeyFileError, Keys};
 pub mod api_key;
 pub mod auth;
 pub mod data_dir;
+pub mod functions;
 mod gateway;
 pub mod jwt;
 pub mod migrate;
@@ -106,6 +108,9 @@ pub enum StackError {
     /// The address of the gateway is no base URL.
     #[error(transparent)]
     Url(#[from] BaseUrlError),
+    /// The functions cannot be prepared.
+    #[error(transparent)]
+    Functions(#[from] FunctionsError),
     /// The pool of connections cannot be made.
     #[error("The connections to the database cannot be set up")]
     Pool(#[from] deadpool_postgres::BuildError),
@@ -150,6 +155,11 @@ pub struct StackOptions {
     /// Whether Realtime lets anybody with the publishable key join and write to
     /// public channels. Nothing of ours uses one.
     pub public_channels: bool,
+    /// A directory of functions in place of those of this release, laid out as
+    /// `supabase/functions`, with a `config.toml` of its own if need be.
+    pub functions_dir: Option<PathBuf>,
+    /// The Deno that runs functions; `None` to look for it.
+    pub deno: Option<PathBuf>,
     /// Is told how far the start has come.
     pub stages: Option<UnboundedSender<Stage>>,
 }
@@ -167,6 +177,8 @@ impl StackOptions {
             client_address: ClientAddress::default(),
             realtime_limits: realtime::Limits::default(),
             public_channels: false,
+            functions_dir: None,
+            deno: None,
             stages: None,
         }
     }
@@ -194,6 +206,8 @@ pub struct Stack {
     tasks: JoinSet<&'static str>,
     /// Tasks of Realtime, which end on `shutdown` as well.
     sockets: TaskTracker,
+    /// Processes of functions, which end after the gateway.
+    functions: Arc<Functions>,
     /// Cancels when it is dropped, for a stack that is dropped and not stopped.
     shutdown: DropGuard,
     /// The database server, which ends last.
@@ -243,15 +257,26 @@ impl Stack {
         let url = format!("http://{}", reachable(address));
         let shutdown = CancellationToken::new();
         let sockets = TaskTracker::new();
-        let parts = parts(&options, address, &endpoint, &secrets, &pool, &shutdown, &sockets);
-        let parts = match parts {
-            Ok(parts) => parts,
+        let built = Parts {
+            options: &options,
+            data: &data,
+            address,
+            endpoint: &endpoint,
+            secrets: &secrets,
+            pool: &pool,
+            shutdown: &shutdown,
+            sockets: &sockets,
+        }
+        .build();
+        let (parts, functions) = match built {
+            Ok(built) => built,
             Err(error) => {
                 database.stop().await;
                 return Err(error);
             }
         };
-        let health = gateway::Health { pool: pool.clone(), migration, functions: false };
+        let health =
+            gateway::Health { pool: pool.clone(), migration, functions: functions.can_run() };
         let router = gateway::router(parts, health);
 
         let mut tasks = JoinSet::new();
@@ -280,6 +305,7 @@ impl Stack {
             operator,
             tasks,
             sockets,
+            functions,
             shutdown: shutdown.drop_guard(),
             database,
             lock,
@@ -337,8 +363,9 @@ impl Stack {
         }
     }
 
-    /// Stops in order: the gateway lets open requests end, then the clock, the
-    /// connections and the database; at last the data directory is free.
+    /// Stops in order: the gateway lets open requests end, then sockets,
+    /// functions, connections and the database; at last the data directory is
+    /// free.
     pub async fn stop(mut self) {
         self.shutdown.disarm().cancel();
         while self.tasks.join_next().await.is_some() {}
@@ -346,6 +373,7 @@ impl Stack {
         if tokio::time::timeout(SOCKET_LIMIT, self.sockets.wait()).await.is_err() {
             tracing::debug!(open = self.sockets.len(), "sockets are cut off");
         }
+        self.functions.stop().await;
         self.pool.close();
         self.database.shutdown.cancel();
         if !self.database.handle.is_finished() {
@@ -424,47 +452,88 @@ fn public_urls(options: &StackOptions, address: SocketAddr) -> Result<Vec<BaseUr
     Ok(urls)
 }
 
-/// Makes the parts behind the gateway, under their public paths.
-fn parts(
-    options: &StackOptions,
+/// What the parts behind the gateway are made of.
+struct Parts<'a> {
+    options: &'a StackOptions,
+    data: &'a DataDir,
     address: SocketAddr,
-    endpoint: &Endpoint,
-    secrets: &Secrets,
-    pool: &Pool,
-    shutdown: &CancellationToken,
-    sockets: &TaskTracker,
-) -> Result<Router, StackError> {
-    let api_keys = || {
+    endpoint: &'a Endpoint,
+    secrets: &'a Secrets,
+    pool: &'a Pool,
+    shutdown: &'a CancellationToken,
+    sockets: &'a TaskTracker,
+}
+
+impl Parts<'_> {
+    /// Makes the parts, under their public paths.
+    fn build(&self) -> Result<(Router, Arc<Functions>), StackError> {
+        let verifier = Arc::new(JwtVerifier::from_secret(&self.secrets.jwt_secret)?);
+        let public_urls = public_urls(self.options, self.address)?;
+        let functions = Arc::new(Functions::prepare(FunctionsContext {
+            data: self.data,
+            source: self.options.functions_dir.as_deref(),
+            deno: self.options.deno.clone(),
+            environment: self.function_environment(&public_urls),
+            verifier: Arc::clone(&verifier),
+        })?);
+        let auth = auth::router(AuthContext {
+            pool: self.pool.clone(),
+            signer: TokenSigner::Secret(self.secrets.jwt_secret.clone()),
+            token_lifetime: TOKEN_LIFETIME,
+            public_urls,
+            name: self.options.name.clone(),
+            publishable_key: self.secrets.publishable_key.clone(),
+            client_address: self.options.client_address.clone(),
+        });
+        let router = auth
+            .nest("/realtime/v1", self.realtime(verifier)?)
+            .layer(middleware::from_fn(gateway::limit_time))
+            // A function's answer may be a long stream.
+            .merge(functions.router());
+        Ok((router, functions))
+    }
+
+    /// Makes Realtime.
+    fn realtime(&self, verifier: Arc<JwtVerifier>) -> Result<Router, StackError> {
+        let mut listener =
+            self.endpoint.config("authenticator", &self.secrets.authenticator_password);
+        listener.application_name(LISTENER_NAME);
+        Ok(realtime::router(RealtimeContext {
+            pool: self.pool.clone(),
+            listener,
+            verifier,
+            api_keys: self.api_keys()?,
+            limits: self.options.realtime_limits,
+            public_channels: self.options.public_channels,
+            shutdown: self.shutdown.clone(),
+            tasks: self.sockets.clone(),
+        }))
+    }
+
+    fn api_keys(&self) -> Result<ApiKeys, jwt::KeyError> {
         ApiKeys::new(
-            &secrets.publishable_key,
-            &secrets.secret_key,
-            &secrets.anon_key,
-            &secrets.service_role_key,
+            &self.secrets.publishable_key,
+            &self.secrets.secret_key,
+            &self.secrets.anon_key,
+            &self.secrets.service_role_key,
         )
-    };
-    let verifier = Arc::new(JwtVerifier::from_secret(&secrets.jwt_secret)?);
-    let auth = auth::router(AuthContext {
-        pool: pool.clone(),
-        signer: TokenSigner::Secret(secrets.jwt_secret.clone()),
-        token_lifetime: TOKEN_LIFETIME,
-        public_urls: public_urls(options, address)?,
-        name: options.name.clone(),
-        publishable_key: secrets.publishable_key.clone(),
-        client_address: options.client_address.clone(),
-    });
-    let mut listener = endpoint.config("authenticator", &secrets.authenticator_password);
-    listener.application_name(LISTENER_NAME);
-    let realtime = realtime::router(RealtimeContext {
-        pool: pool.clone(),
-        listener,
-        verifier,
-        api_keys: api_keys()?,
-        limits: options.realtime_limits,
-        public_channels: options.public_channels,
-        shutdown: shutdown.clone(),
-        tasks: sockets.clone(),
-    });
-    Ok(auth.nest("/realtime/v1", realtime).layer(middleware::from_fn(gateway::limit_time)))
+    }
+
+    /// Returns what Supabase puts into the environment of functions.
+    fn function_environment(&self, public_urls: &[BaseUrl]) -> Vec<(&'static str, String)> {
+        let secrets = self.secrets;
+        let keys = |key: &str| serde_json::json!({ "default": key }).to_string();
+        let public_url = public_urls.first().map(ToString::to_string).unwrap_or_default();
+        vec![
+            ("SUPABASE_URL", format!("http://{}", reachable(self.address))),
+            ("SUPABASE_PUBLIC_URL", public_url),
+            ("SUPABASE_ANON_KEY", secrets.anon_key.clone()),
+            ("SUPABASE_SERVICE_ROLE_KEY", secrets.service_role_key.clone()),
+            ("SUPABASE_PUBLISHABLE_KEYS", keys(&secrets.publishable_key)),
+            ("SUPABASE_SECRET_KEYS", keys(&secrets.secret_key)),
+            ("SUPABASE_DB_URL", self.endpoint.url("postgres", &secrets.postgres_password)),
+        ]
+    }
 }
 
 /// Brings the schema up to date, opens the pool and writes the operator down.

@@ -11,6 +11,8 @@ mod golden_rest;
 #[cfg(feature = "stack")]
 mod stack_database;
 #[cfg(feature = "stack")]
+mod stack_functions;
+#[cfg(feature = "stack")]
 mod stack_gateway;
 #[cfg(feature = "stack")]
 mod stack_lifecycle;
