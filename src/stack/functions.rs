@@ -299,19 +299,20 @@ impl Functions {
         }
     }
 
-    /// Returns the socket of a running function, starting it if need be.
-    async fn running(&self, name: &str, worker: &Worker) -> Result<PathBuf, CallError> {
+    /// Connects to a function, starting it if need be.
+    async fn connect(&self, name: &str, worker: &Worker) -> Result<UnixStream, CallError> {
         let deno = self.deno.as_deref().ok_or(CallError::NoDeno)?;
         let socket = self.directory.join("sockets").join(format!("{name}.sock"));
         // Held while the function starts, so that it is started once.
         let mut state = worker.state.lock().await;
-        if let Some(child) = &mut state.child {
-            match child.try_wait() {
-                Ok(None) => return Ok(socket),
-                Ok(Some(status)) => tracing::warn!(function = name, %status, "a function ended"),
-                Err(error) => tracing::warn!(function = name, %error, "a function is lost"),
+        if let Some(mut child) = state.child.take() {
+            let is_alive = matches!(child.try_wait(), Ok(None));
+            if is_alive && let Ok(stream) = UnixStream::connect(&socket).await {
+                state.child = Some(child);
+                return Ok(stream);
             }
-            state.child = None;
+            tracing::warn!(function = name, "a function ended, starting it again");
+            end(child).await;
             if state.started.is_some_and(|started| started.elapsed() >= STABLE_AFTER) {
                 state.failures = 0;
             } else {
@@ -324,10 +325,10 @@ impl Functions {
             return Err(CallError::Paused { seconds: pause.as_secs() });
         }
         match self.start(deno, name, &socket).await {
-            Ok(child) => {
+            Ok((child, stream)) => {
                 state.child = Some(child);
                 state.started = Some(Instant::now());
-                Ok(socket)
+                Ok(stream)
             }
             Err(error) => {
                 tracing::warn!(function = name, %error, "a function does not start");
@@ -338,7 +339,12 @@ impl Functions {
     }
 
     /// Starts a function and waits until it listens.
-    async fn start(&self, deno: &Path, name: &str, socket: &Path) -> io::Result<Child> {
+    async fn start(
+        &self,
+        deno: &Path,
+        name: &str,
+        socket: &Path,
+    ) -> io::Result<(Child, UnixStream)> {
         match fs::remove_file(socket) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -364,8 +370,8 @@ impl Functions {
             if let Some(status) = child.try_wait()? {
                 return Err(io::Error::other(format!("it ended ({status})")));
             }
-            if UnixStream::connect(socket).await.is_ok() {
-                return Ok(child);
+            if let Ok(stream) = UnixStream::connect(socket).await {
+                return Ok((child, stream));
             }
             if Instant::now() > deadline {
                 end(child).await;
@@ -450,8 +456,11 @@ impl Functions {
     }
 
     /// Hands a request to a function.
-    async fn forward(&self, socket: &Path, mut request: Request) -> Result<Response, CallError> {
-        let stream = UnixStream::connect(socket).await.map_err(|_| CallError::Broken)?;
+    async fn forward(
+        &self,
+        stream: UnixStream,
+        mut request: Request,
+    ) -> Result<Response, CallError> {
         let handshake = http1::handshake::<_, Body>(TokioIo::new(stream)).await;
         let (mut sender, connection) = handshake.map_err(|_| CallError::Broken)?;
         self.connections.spawn(async move {
@@ -513,8 +522,8 @@ async fn serve_function(State(functions): State<Arc<Functions>>, request: Reques
             }),
         );
     }
-    let outcome = match functions.running(&name, worker).await {
-        Ok(socket) => functions.forward(&socket, request).await,
+    let outcome = match functions.connect(&name, worker).await {
+        Ok(stream) => functions.forward(stream, request).await,
         Err(error) => Err(error),
     };
     outcome.unwrap_or_else(|error| error.response())

@@ -4,8 +4,9 @@
 //! [`Stack`] puts the parts together and takes them apart again: the data
 //! directory and its lock ([`data_dir`]), generated [`secrets`], the server of
 //! the database ([`postgres`]), its schema ([`migrate`]), and in front the
-//! gateway with login and self-description ([`auth`]) and [`realtime`]. [`jwt`]
-//! and [`api_key`] are what all of them know a caller by.
+//! gateway with [`rest`], [`realtime`], login and self-description ([`auth`])
+//! and [`functions`]. [`jwt`] and [`api_key`] are what all of them know a caller
+//! by.
 //!
 //! Invariants: the gateway answers only after the migrations; it stops before
 //! the database does; every task belongs to the stack and ends with it.
@@ -34,6 +35,7 @@ use self::jwt::JwtVerifier;
 use self::migrate::MigrateError;
 use self::postgres::{Endpoint, Postgres, PostgresError, SUPERUSER};
 use self::realtime::RealtimeContext;
+use self::rest::{Rest, RestContext};
 use self::secrets::{Secrets, SecretsError};
 use crate::control::{BaseUrl, BaseUrlError, PlainHttp};
 use crate::identity::{KeyFileError, Keys};
@@ -268,7 +270,7 @@ impl Stack {
             sockets: &sockets,
         }
         .build();
-        let (parts, functions) = match built {
+        let Built { router, functions, rest } = match built {
             Ok(built) => built,
             Err(error) => {
                 database.stop().await;
@@ -277,7 +279,7 @@ impl Stack {
         };
         let health =
             gateway::Health { pool: pool.clone(), migration, functions: functions.can_run() };
-        let router = gateway::router(parts, health);
+        let router = gateway::router(router, health);
 
         let mut tasks = JoinSet::new();
         let mut run = |name: &'static str, task: BoxedTask| {
@@ -289,6 +291,8 @@ impl Stack {
         run("gateway", Box::pin(gateway::run_gateway(listener, router, shutdown.clone())));
         run("clock", Box::pin(timer::run_tick(pool.clone(), shutdown.clone())));
         run("clock", Box::pin(timer::run_partitions(pool.clone(), shutdown.clone())));
+        let listener = endpoint.config("authenticator", &secrets.authenticator_password);
+        run("catalogue", Box::pin(rest::reload_on_notify(rest, listener, shutdown.clone())));
         let database = {
             let shutdown = CancellationToken::new();
             let handle = tokio::spawn(postgres::run_postgres(database, shutdown.clone()));
@@ -464,9 +468,16 @@ struct Parts<'a> {
     sockets: &'a TaskTracker,
 }
 
+/// The parts behind the gateway.
+struct Built {
+    router: Router,
+    functions: Arc<Functions>,
+    rest: Rest,
+}
+
 impl Parts<'_> {
     /// Makes the parts, under their public paths.
-    fn build(&self) -> Result<(Router, Arc<Functions>), StackError> {
+    fn build(&self) -> Result<Built, StackError> {
         let verifier = Arc::new(JwtVerifier::from_secret(&self.secrets.jwt_secret)?);
         let public_urls = public_urls(self.options, self.address)?;
         let functions = Arc::new(Functions::prepare(FunctionsContext {
@@ -485,12 +496,16 @@ impl Parts<'_> {
             publishable_key: self.secrets.publishable_key.clone(),
             client_address: self.options.client_address.clone(),
         });
+        let mut rest = RestContext::new(self.pool.clone(), Arc::clone(&verifier));
+        rest.api_keys = Some(Arc::new(self.api_keys()?));
+        let rest = Rest::new(rest);
         let router = auth
+            .merge(rest.router("/rest/v1"))
             .nest("/realtime/v1", self.realtime(verifier)?)
             .layer(middleware::from_fn(gateway::limit_time))
             // A function's answer may be a long stream.
             .merge(functions.router());
-        Ok((router, functions))
+        Ok(Built { router, functions, rest })
     }
 
     /// Makes Realtime.
