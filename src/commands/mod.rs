@@ -309,3 +309,52 @@ fn log_filter(cli: &Cli, context: &Context) -> String {
         (0, None) => "error".to_owned(),
     }
 }
+
+#[cfg(all(test, feature = "stack"))]
+mod tests {
+    use std::fmt::Write as _;
+
+    use clap::CommandFactory;
+
+    use super::Cli;
+
+    /// The help of a command and of all below it.
+    fn help(command: &mut clap::Command, path: &str, text: &mut String) {
+        let whole = command.render_long_help().to_string();
+        let global = whole.find("\nGlobal options:\n");
+        writeln!(text, "## {path}\n").unwrap();
+        match global {
+            // Once is enough; what follows them is kept.
+            Some(start) if path != "infernet" => {
+                let rest = &whole[start + 1..];
+                let after = rest
+                    .match_indices("\n\n")
+                    .map(|(at, _)| &rest[at + 2..])
+                    .find(|after| !after.starts_with([' ', '\n']))
+                    .unwrap_or_default();
+                writeln!(text, "{}\n{after}", &whole[..start]).unwrap();
+            }
+            _ => writeln!(text, "{whole}").unwrap(),
+        }
+        let names: Vec<String> =
+            command.get_subcommands().map(|command| command.get_name().to_owned()).collect();
+        for name in names.into_iter().filter(|name| name != "help") {
+            let below = command.find_subcommand_mut(&name).unwrap();
+            help(below, &format!("{path} {name}"), text);
+        }
+    }
+
+    #[test]
+    fn the_whole_help_is_as_reviewed() {
+        let mut command = Cli::command().term_width(100);
+        command.build();
+        let mut text = String::new();
+        help(&mut command, "infernet", &mut text);
+        insta::assert_snapshot!(text);
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -37,3 +37,11 @@ mod engine_endpoint;
 mod engine_image;
 mod engine_llama;
 mod engine_sandbox;
+#[cfg(feature = "stack")]
+mod cli;
+#[cfg(feature = "stack")]
+mod consumer;
+#[cfg(feature = "stack")]
+mod job_stream;
+#[cfg(feature = "stack")]
+mod market;
