@@ -60,8 +60,8 @@ pub(crate) async fn join(
     Ok(Joined { user, node, enrolled })
 }
 
-/// Tells the control plane what this node is and offers. A node that was not
-/// online is not left online: no agent runs yet that could take work.
+/// Tells the control plane what this node is and offers. A node that was
+/// offline does not stay online: no agent runs that could take work.
 pub(crate) async fn register(
     rpc: &Rpc,
     config: &Config,
@@ -74,7 +74,7 @@ pub(crate) async fn register(
         .map_err(|error| CommandError::new(Kind::Internal, error))?;
     inventory.region.clone_from(&node_config.region);
     let registration = rpc.register_node(&inventory, &config.offers()).await?;
-    if before.status != "online" && before.role == "provider" {
+    if before.status == "offline" && before.role == "provider" {
         rpc.leave().await?;
     }
     if config.models().is_empty() && before.role == "provider" {

@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::prompt::PromptArgs;
@@ -35,14 +36,22 @@ pub(crate) struct Args {
 /// Runs the job and prints its answer.
 pub(crate) async fn run(args: Args, context: &Context) -> Result<(), CommandError> {
     let request = args.prompt.job()?;
+    let mut interrupts = Interrupts::new()?;
     let rpc = context.user(args.prompt.key_file.as_ref()).await?;
     let shutdown = CancellationToken::new();
     let realtime = open_socket(&rpc, &shutdown);
-    let mut stream =
-        Box::pin(JobStream::submit(&rpc, realtime.as_ref(), &request, StreamTiming::default()))
-            .await?;
+    let submitting = JobStream::submit(&rpc, realtime.as_ref(), &request, StreamTiming::default());
+    let mut stream = tokio::select! {
+        biased;
+        () = interrupts.next() => {
+            // Nobody knows whether the job arrived; if so, nobody waits for it.
+            drop(rpc.cancel_job(request.id).await);
+            return Err(CommandError::new(Kind::Interrupted, "Cancelled before the job was taken."));
+        }
+        stream = Box::pin(submitting) => stream?,
+    };
     let mut screen = Screen::new(context.output, args.no_stream);
-    let outcome = read(&mut stream, &mut screen).await;
+    let outcome = Box::pin(read(&mut stream, &mut screen, &mut interrupts)).await;
     // A reader of our output that went away takes the job with it: nobody
     // reads it any more, and it would cost money.
     if outcome.is_err() && !stream.job().state.has_ended() {
@@ -55,6 +64,28 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), CommandErro
     }
     let interrupted = outcome?;
     conclude(&stream, &screen, interrupted)
+}
+
+/// Ctrl-C and the request to end.
+struct Interrupts {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Interrupts {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
 }
 
 /// Opens the socket; without one the job is polled.
@@ -73,14 +104,15 @@ fn open_socket(
 }
 
 /// Reads the job to its end; says whether Ctrl-C cut it short.
-async fn read(stream: &mut JobStream, screen: &mut Screen) -> Result<bool, CommandError> {
+async fn read(
+    stream: &mut JobStream,
+    screen: &mut Screen,
+    interrupts: &mut Interrupts,
+) -> Result<bool, CommandError> {
     loop {
         tokio::select! {
             biased;
-            interrupt = tokio::signal::ctrl_c() => {
-                interrupt?;
-                break;
-            }
+            () = interrupts.next() => break,
             event = stream.next() => match event? {
                 Some(event) => screen.show(event)?,
                 None => return Ok(false),
@@ -97,8 +129,7 @@ async fn read(stream: &mut JobStream, screen: &mut Screen) -> Result<bool, Comma
     };
     tokio::select! {
         biased;
-        interrupt = tokio::signal::ctrl_c() => {
-            interrupt?;
+        () = interrupts.next() => {
             Err(CommandError::new(Kind::Interrupted, "Left before the job was settled.")
                 .hint("See what it cost: infernet job ls"))
         }
