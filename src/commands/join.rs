@@ -33,10 +33,10 @@ pub(crate) async fn join(
     context: &Context,
 ) -> Result<Joined, CommandError> {
     let node_config = config.node()?;
-    let owner = match &keys.owner {
-        Some(keys) => Some(Rpc::new(Session::new(control.clone(), keys.clone(), LoginKind::User))),
-        None => None,
-    };
+    let owner = keys
+        .owner
+        .as_ref()
+        .map(|keys| Rpc::new(Session::new(control.clone(), keys.clone(), LoginKind::User)));
     let user = match &owner {
         Some(owner) => Some(owner.whoami().await?),
         None => None,

@@ -310,7 +310,8 @@ fn log_filter(cli: &Cli, context: &Context) -> String {
     }
 }
 
-#[cfg(all(test, feature = "stack"))]
+#[cfg(test)]
+#[cfg(feature = "stack")]
 mod tests {
     use std::fmt::Write as _;
 

@@ -33,14 +33,14 @@ mod realtime_client;
 #[cfg(feature = "stack")]
 mod realtime_server;
 
-mod engine_endpoint;
-mod engine_image;
-mod engine_llama;
-mod engine_sandbox;
 #[cfg(feature = "stack")]
 mod cli;
 #[cfg(feature = "stack")]
 mod consumer;
+mod engine_endpoint;
+mod engine_image;
+mod engine_llama;
+mod engine_sandbox;
 #[cfg(feature = "stack")]
 mod job_stream;
 #[cfg(feature = "stack")]
