@@ -41,6 +41,7 @@ mod engine_endpoint;
 mod engine_image;
 mod engine_llama;
 mod engine_sandbox;
+
 #[cfg(feature = "stack")]
 mod job_stream;
 #[cfg(feature = "stack")]

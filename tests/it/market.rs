@@ -11,7 +11,7 @@ use infernet::control::rpc::{
 };
 use infernet::control::session::{Enrolment, LoginKind, Session};
 use infernet::control::{BaseUrl, ControlPlane, PlainHttp, job_stream};
-use infernet::id::{LeaseId, NodeId, TransferId};
+use infernet::id::{LeaseId, TransferId};
 use infernet::identity::{Keys, Receipt, sha256_hex};
 use serde_json::json;
 use tokio::process::Command;
@@ -67,17 +67,10 @@ impl Market {
         }];
         let inventory = Inventory { platform: "test".into(), cpus: 1, ..Inventory::default() };
         let rpc = Rpc::new(session.clone());
-        let registration = rpc.register_node(&inventory, &offers).await.unwrap();
+        rpc.register_node(&inventory, &offers).await.unwrap();
         let shutdown = CancellationToken::new();
         let realtime = job_stream::open_realtime(&session, shutdown.clone()).unwrap();
-        TestNode {
-            rpc,
-            keys,
-            id: registration.id,
-            url: self.plane.url().to_owned(),
-            realtime,
-            shutdown,
-        }
+        TestNode { rpc, keys, url: self.plane.url().to_owned(), realtime, shutdown }
     }
 
     /// Stops everything, and shows that the books are whole.
@@ -103,7 +96,6 @@ pub(crate) fn rpc(plane: &TestControlPlane, keys: &Keys, kind: LoginKind) -> Rpc
 pub(crate) struct TestNode {
     pub(crate) rpc: Rpc,
     pub(crate) keys: Keys,
-    pub(crate) id: NodeId,
     url: String,
     realtime: Realtime,
     shutdown: CancellationToken,
