@@ -121,7 +121,7 @@ pub(super) async fn run(
             hand_in(&context, record, finished, give_up, &mut stop).await
         }
         Ending::Failed { code, message, retry } => {
-            warn!(%attempt, %job, ?code, message, "the attempt failed");
+            warn!(%attempt, %job, ?code, reason = message, "the attempt failed");
             let failure = FailAttempt { attempt, lease, code, message, retry };
             give_back(&context, &failure, give_up, &mut stop).await
         }
@@ -208,14 +208,19 @@ async fn generate(
         opening: Box::pin(context.engines.chat(&started.model, request, cancel.clone())),
         stream: None,
     };
-    debug!(%attempt, after_us = woken.elapsed().as_micros(), "asking the engine");
+    debug!(
+        %attempt,
+        after_us = woken.elapsed().as_micros(),
+        stream_rate = started.stream_rate,
+        "asking the engine"
+    );
     let mut stream = Stream::new(&context.realtime, attempt, &started.topic);
     // What the attempt was started with is newer than the last heartbeat.
     let mut rate = context.stream_rate.clone();
     rate.mark_unchanged();
     let ending = loop {
         stream.publish_due(output);
-        let due = stream.due(output);
+        let due = stream.due(output, Instant::now());
         tokio::select! {
             event = engine.next() => match event {
                 Some(Ok(EngineEvent::Delta { text })) => {

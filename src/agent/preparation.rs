@@ -4,8 +4,6 @@
 //! What would fail at the first job fails here already, in words for the owner:
 //! no Docker, an image or a model's file that is not there or is another one.
 
-use tracing::info;
-
 use super::process::ProcessFiles;
 use super::{AgentError, AgentOptions};
 use crate::config::{Config, Directories, ModelConfig, ModelSource, NodeConfig};
@@ -40,15 +38,13 @@ pub async fn prepare(
         keep_alive: None,
         docker_host: Some(socket.clone()),
     })?;
-    let leftovers = engines.remove_leftovers().await?;
-    if leftovers > 0 {
-        info!(leftovers, "removed containers of an earlier run");
-    }
-    check_images(&engines, &catalogue, &socket).await?;
     let mut offers = Vec::with_capacity(config.models().len());
     for model in config.models() {
         offers.push(offer(model, node.slots, engines.digest(&model.name).await?));
     }
+    // The pool says what it removed.
+    engines.remove_leftovers().await?;
+    check_images(&engines, &catalogue, &socket).await?;
     Ok(AgentOptions {
         control,
         keys,

@@ -50,11 +50,11 @@ impl<'a> Stream<'a> {
         Self { realtime, attempt, topic, channel: None, over: false }
     }
 
-    /// Says when the next piece may go out; `None` when there is none or the
+    /// Says when the next piece may go out, not before `now`; `None` when there is none or the
     /// topic is not joined.
-    pub(super) fn due(&self, output: &Output) -> Option<Instant> {
+    pub(super) fn due(&self, output: &Output, now: Instant) -> Option<Instant> {
         let channel = self.channel.as_ref()?;
-        if channel.is_joined() { output.due(Instant::now()) } else { None }
+        if channel.is_joined() { output.due(now) } else { None }
     }
 
     /// Publishes what is due now, and joins the topic the first time that
@@ -64,7 +64,7 @@ impl<'a> Stream<'a> {
             self.channel = Some(self.realtime.join(self.topic, JoinOptions::default()));
         }
         let now = Instant::now();
-        while self.due(output).is_some_and(|at| at <= now) {
+        while self.due(output, now).is_some_and(|at| at <= now) {
             if !self.publish(output, now) {
                 break;
             }
@@ -89,7 +89,7 @@ impl<'a> Stream<'a> {
             Some(ChannelEvent::Refused { reason }) => {
                 debug!(attempt = %self.attempt, reason, "the stream's topic was refused");
             }
-            Some(_) => {}
+            Some(event) => debug!(attempt = %self.attempt, ?event, "the stream's topic"),
             None => {
                 self.channel = None;
                 self.over = true;
@@ -99,8 +99,9 @@ impl<'a> Stream<'a> {
 
     /// Publishes the rest, whatever the pace, and says that nothing follows.
     pub(super) fn finish(&mut self, output: &mut Output, finish: &str) {
-        while self.due(output).is_some() {
-            if !self.publish(output, Instant::now()) {
+        let now = Instant::now();
+        while self.due(output, now).is_some() {
+            if !self.publish(output, now) {
                 return;
             }
         }

@@ -155,6 +155,15 @@ impl Command {
         }
     }
 
+    /// Says whether it serves many others at the same time.
+    fn serves_many(&self) -> bool {
+        match self {
+            #[cfg(feature = "stack")]
+            Self::Up(_) => true,
+            _ => false,
+        }
+    }
+
     async fn run(self, context: Context) -> Result<(), CommandError> {
         match self {
             Self::Init(args) => Box::pin(init::run(args, &context)).await,
@@ -283,8 +292,9 @@ fn run(cli: Cli) -> Result<(), CommandError> {
     let context = Context::new(&cli.global)?;
     log::start(&log_filter(&cli, &context))?;
     install_tls_provider();
-    // A daemon gets threads; a command is gone in a moment and needs one.
-    let runtime = if cli.command.is_daemon() {
+    // A control plane gets threads; an agent mostly waits and a command is gone
+    // in a moment: one is enough for them, and costs less.
+    let runtime = if cli.command.serves_many() {
         tokio::runtime::Builder::new_multi_thread().enable_all().build()
     } else {
         tokio::runtime::Builder::new_current_thread().enable_all().build()

@@ -3,6 +3,19 @@
 #![allow(clippy::unwrap_used, reason = "a test that unwraps fails with the place and the value")]
 
 #[cfg(feature = "stack")]
+mod agent_engine;
+#[cfg(feature = "stack")]
+mod agent_faults;
+#[cfg(feature = "stack")]
+mod agent_gate;
+#[cfg(feature = "stack")]
+mod agent_jobs;
+#[cfg(feature = "stack")]
+mod agent_start;
+#[cfg(feature = "stack")]
+mod agent_world;
+
+#[cfg(feature = "stack")]
 mod cluster;
 #[cfg(feature = "stack")]
 mod control_plane;

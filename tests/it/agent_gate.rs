@@ -1,0 +1,118 @@
+//! A gate before a control plane that can make its Realtime, or all of it,
+//! fail in the ways that real ones do.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinHandle, JoinSet};
+
+/// How the gate treats connections.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u8)]
+pub(crate) enum Gate {
+    /// Everything passes.
+    Open,
+    /// Connections to Realtime are closed without a word.
+    RealtimeRefused,
+    /// Realtime answers 429, as a server does that has no socket left.
+    RealtimeFull,
+    /// Realtime takes the connection and never says anything.
+    RealtimeSilent,
+    /// Nothing passes: the control plane is away.
+    Shut,
+}
+
+/// A running gate; it ends when it is dropped.
+pub(crate) struct ControlGate {
+    pub(crate) address: SocketAddr,
+    mode: Arc<AtomicU8>,
+    server: JoinHandle<()>,
+}
+
+impl Drop for ControlGate {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+impl ControlGate {
+    /// Binds the gate to a free port; connections go to `upstream` later.
+    pub(crate) async fn bind(mode: Gate) -> (Self, tokio::sync::oneshot::Sender<SocketAddr>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let shared = Arc::new(AtomicU8::new(mode as u8));
+        let (sender, upstream) = tokio::sync::oneshot::channel();
+        let mode = Arc::clone(&shared);
+        let server = tokio::spawn(async move {
+            let Ok(upstream) = upstream.await else { return };
+            let mut connections = JoinSet::new();
+            while let Ok((client, _)) = listener.accept().await {
+                connections.spawn(pass(client, upstream, Arc::clone(&mode)));
+            }
+        });
+        (Self { address, mode: shared, server }, sender)
+    }
+
+    /// Returns the URL of the control plane behind the gate.
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Changes what new connections meet; open ones are cut when it shuts.
+    pub(crate) fn set(&self, mode: Gate) {
+        self.mode.store(mode as u8, Ordering::Relaxed);
+    }
+}
+
+async fn pass(mut client: TcpStream, upstream: SocketAddr, mode: Arc<AtomicU8>) {
+    let is = |gate: Gate| mode.load(Ordering::Relaxed) == gate as u8;
+    if is(Gate::Shut) {
+        return;
+    }
+    let mut first = [0_u8; 14];
+    while let Ok(seen) = client.peek(&mut first).await {
+        if seen == 0 {
+            return;
+        }
+        if seen == first.len() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    if &first == b"GET /realtime/" {
+        if is(Gate::RealtimeRefused) {
+            return;
+        }
+        if is(Gate::RealtimeFull) {
+            let mut request = [0_u8; 4096];
+            let _read = client.read(&mut request).await;
+            let body = r#"{"error":"Too many connected users"}"#;
+            let answer = format!(
+                "HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\n\
+                 content-length: {}\r\nconnection: close\r\n\r\n{body}",
+                body.len()
+            );
+            let _written = client.write_all(answer.as_bytes()).await;
+            return;
+        }
+        if is(Gate::RealtimeSilent) {
+            let mut request = [0_u8; 4096];
+            while client.read(&mut request).await.is_ok_and(|read| read > 0) {}
+            return;
+        }
+    }
+    let Ok(mut server) = TcpStream::connect(upstream).await else { return };
+    let _nodelay = client.set_nodelay(true).and_then(|()| server.set_nodelay(true));
+    tokio::select! {
+        _ended = copy_bidirectional(&mut client, &mut server) => {}
+        () = async {
+            while !is(Gate::Shut) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        } => {}
+    }
+}
