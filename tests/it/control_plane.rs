@@ -38,8 +38,14 @@ impl TestControlPlane {
 
     /// Stops it and starts it again on the same data.
     pub(crate) async fn restart(&mut self) {
+        self.restart_with(|_| {}).await;
+    }
+
+    /// Stops it and starts it again on the same data, with options of its own.
+    pub(crate) async fn restart_with(&mut self, change: impl FnOnce(&mut StackOptions)) {
         self.stack.take().unwrap().stop().await;
-        let options = StackOptions::new(self.temporary.path().join("data"));
+        let mut options = StackOptions::new(self.temporary.path().join("data"));
+        change(&mut options);
         self.stack = Some(Box::pin(Stack::start(options)).await.unwrap());
     }
 

@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use infernet::control::rpc::Rpc;
 use infernet::control::session::{
     Enrolment, LoginKind, LoginRequest, Session, SessionError, SignedIn,
 };
@@ -126,7 +127,7 @@ async fn however_many_ask_one_login_is_made() {
 async fn a_token_is_refreshed_before_it_ends() {
     let plane = TestControlPlane::start().await;
     let (url, _server) = serve_login(&plane, |context| {
-        context.token_lifetime = Duration::from_secs(4);
+        context.token_lifetime = Duration::from_secs(6);
     })
     .await;
     let control = control(&url, &plane);
@@ -142,7 +143,7 @@ async fn a_token_is_refreshed_before_it_ends() {
     // The loop signs in by itself; then each token is replaced in its life.
     let mut ends = Vec::new();
     for _ in 0..3 {
-        tokio::time::timeout(Duration::from_secs(4), newest.changed()).await.unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(10), newest.changed()).await.unwrap().unwrap();
         let token = newest.borrow_and_update().clone();
         let now = unix_now();
         let end = u64::try_from(claims(&plane, &token).expires_at().unwrap()).unwrap();
@@ -159,7 +160,7 @@ async fn a_token_is_refreshed_before_it_ends() {
     ended.unwrap().unwrap().unwrap();
     // Without the loop, a token that has ended is replaced when it is asked for.
     let last = newest.borrow_and_update().clone();
-    tokio::time::sleep(Duration::from_millis(4100)).await;
+    tokio::time::sleep(Duration::from_millis(6100)).await;
     let next = session.token().await.unwrap();
     assert_ne!(next, last);
     assert_eq!(*newest.borrow(), next);
@@ -189,6 +190,33 @@ async fn a_refresh_survives_an_outage_of_the_control_plane() {
     assert!(!newest.borrow().is_empty());
     shutdown.cancel();
     tasks.join_next().await.unwrap().unwrap();
+    plane.stop().await;
+}
+
+#[tokio::test]
+async fn a_token_that_is_no_longer_believed_is_replaced() {
+    let mut plane = TestControlPlane::start().await;
+    let port = plane.url().rsplit(':').next().unwrap().parse().unwrap();
+    let session = session(&plane, &Keys::generate(), LoginKind::User);
+    let rpc = Rpc::new(session.clone());
+    let before = rpc.whoami().await.unwrap();
+    let old = session.token().await.unwrap();
+
+    // The operator changes the project's secret, and with it what REST believes.
+    let secrets = plane.data().secrets();
+    let mut kept: Value = serde_json::from_slice(&std::fs::read(&secrets).unwrap()).unwrap();
+    kept["jwt_secret"] = json!("another-secret-of-the-project-with-32-characters");
+    plane
+        .restart_with(|options| {
+            std::fs::write(&secrets, kept.to_string()).unwrap();
+            options.port = port;
+        })
+        .await;
+    // Until then a refused token that is brand new is not replaced.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let after = rpc.whoami().await.unwrap();
+    assert_eq!(after.id, before.id);
+    assert_ne!(session.token().await.unwrap(), old);
     plane.stop().await;
 }
 

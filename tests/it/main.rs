@@ -33,6 +33,8 @@ mod stack_lifecycle;
 #[cfg(feature = "stack")]
 mod login;
 #[cfg(feature = "stack")]
+mod login_deno;
+#[cfg(feature = "stack")]
 mod login_vectors;
 
 mod supabase_functions;
