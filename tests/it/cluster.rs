@@ -103,6 +103,11 @@ impl Cluster {
         config
     }
 
+    /// What to connect with as the superuser.
+    pub(crate) fn superuser_config(&self, database: &str) -> tokio_postgres::Config {
+        self.config(SUPERUSER, database)
+    }
+
     /// A pool of connections that log in as `role`.
     pub(crate) fn pool(&self, role: &str, database: &str, size: usize) -> Pool {
         let manager = Manager::from_config(

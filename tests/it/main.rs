@@ -22,6 +22,8 @@ mod control_plane;
 #[cfg(feature = "stack")]
 mod golden_rest;
 #[cfg(feature = "stack")]
+mod rest_server;
+#[cfg(feature = "stack")]
 mod stack_database;
 #[cfg(feature = "stack")]
 mod stack_functions;

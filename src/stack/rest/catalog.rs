@@ -4,7 +4,7 @@
 //! A [`Catalog`] never changes; a reload makes a new one. Reading needs no
 //! privilege, so it says what there is and not what a caller may do with it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use tokio_postgres::{Client, Row};
 
@@ -74,8 +74,6 @@ pub(crate) struct Function {
     pub(crate) volatile: bool,
     /// Settings of the function that hold for the whole transaction.
     pub(crate) settings: Vec<(String, String)>,
-    /// The table whose row is the only argument.
-    takes_row_of: Option<Name>,
 }
 
 impl Function {
@@ -152,6 +150,8 @@ pub(crate) struct Catalog {
     pub(crate) functions: HashMap<Name, Vec<Function>>,
     /// By the embedding table.
     pub(crate) relationships: HashMap<Name, Vec<Relationship>>,
+    /// Tables, and names of functions that make rows out of one of theirs.
+    computed_relationships: HashSet<(Name, String)>,
     role_settings: HashMap<String, Vec<(String, String)>>,
 }
 
@@ -182,7 +182,16 @@ impl Catalog {
         }
         for row in &functions {
             let function = read_function(row)?;
-            catalog.functions.entry(function.name.clone()).or_default().push(function);
+            let takes_row_of: Option<Vec<String>> = row.try_get("takes_row_of")?;
+            if let Some([schema, name]) = takes_row_of.as_deref()
+                && function.returns_row
+            {
+                let table = Name::new(schema.clone(), name.clone());
+                catalog.computed_relationships.insert((table, function.name.name.clone()));
+            }
+            if row.try_get("callable")? {
+                catalog.functions.entry(function.name.clone()).or_default().push(function);
+            }
         }
         catalog.add_relationships(&keys)?;
         for row in &settings {
@@ -201,11 +210,7 @@ impl Catalog {
     /// Says whether a function makes `name` out of a row of `table`, a
     /// relationship that is computed.
     pub(crate) fn is_computed_relationship(&self, table: &Name, name: &str) -> bool {
-        self.functions.get(&Name::new(table.schema.clone(), name)).is_some_and(|all| {
-            all.iter().any(|function| {
-                function.returns_row && function.takes_row_of.as_ref() == Some(table)
-            })
-        })
+        self.computed_relationships.contains(&(table.clone(), name.to_owned()))
     }
 
     fn add_relationships(&mut self, rows: &[Row]) -> Result<(), tokio_postgres::Error> {
@@ -327,7 +332,6 @@ fn read_function(row: &Row) -> Result<Function, tokio_postgres::Error> {
         })
         .collect();
     let settings: Option<Vec<String>> = row.try_get("settings")?;
-    let takes_row_of: Option<Vec<String>> = row.try_get("takes_row_of")?;
     Ok(Function {
         name: Name::new(row.try_get::<_, &str>("schema")?, row.try_get::<_, &str>("name")?),
         arguments,
@@ -343,9 +347,6 @@ fn read_function(row: &Row) -> Result<Function, tokio_postgres::Error> {
             .filter_map(|setting| setting.split_once('='))
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .collect(),
-        takes_row_of: takes_row_of
-            .and_then(|names| <[String; 2]>::try_from(names).ok())
-            .map(|[schema, name]| Name { schema, name }),
     })
 }
 

@@ -73,7 +73,7 @@ impl QueryParameters {
         owners.sort_unstable();
         owners.dedup();
         for owner in owners {
-            let text = |map: &HashMap<&str, &String>| map.get(owner).map(|value| value.to_string());
+            let text = |map: &HashMap<&str, &String>| map.get(owner).map(|value| (*value).clone());
             let range =
                 RowRange::from_parameters(text(&limits).as_deref(), text(&offsets).as_deref());
             let (path, _) = grammar::parse_tree_path(&format!("{owner}limit"))?;

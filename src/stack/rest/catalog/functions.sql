@@ -1,4 +1,5 @@
--- Functions of the exposed schemas ($1 text[]) that can be called by name.
+-- Functions of the exposed schemas ($1 text[]), and whether they can be called
+-- by name: all arguments are named, or the only one takes a whole body.
 -- Run with an empty search_path, so that type names come out qualified.
 with recursive base_type as (
   select t.oid, coalesce(nullif(t.typbasetype, 0), t.oid) as base, t.typbasetype as next
@@ -34,7 +35,11 @@ select
      join pg_catalog.pg_class rr on rr.oid = at.typrelid
      join pg_catalog.pg_namespace rn on rn.oid = rr.relnamespace
      where at.oid = p.proargtypes[0])
-  end as takes_row_of
+  end as takes_row_of,
+  coalesce(a.unnamed, 0) = 0
+    or a.unnamed = 1 and p.pronargs = 1 and a.type_ids[1] in (
+      'pg_catalog.bytea'::regtype, 'pg_catalog.json'::regtype, 'pg_catalog.jsonb'::regtype,
+      'pg_catalog.text'::regtype, 'pg_catalog.xml'::regtype) as callable
 from pg_catalog.pg_proc p
 join pg_catalog.pg_namespace n on n.oid = p.pronamespace
 join pg_catalog.pg_type declared on declared.oid = p.prorettype
@@ -65,8 +70,4 @@ left join lateral (
 ) a on true
 where p.prokind = 'f'
   and n.nspname = any ($1)
-  and (coalesce(a.unnamed, 0) = 0
-    or a.unnamed = 1 and p.pronargs = 1 and a.type_ids[1] in (
-      'pg_catalog.bytea'::regtype, 'pg_catalog.json'::regtype, 'pg_catalog.jsonb'::regtype,
-      'pg_catalog.text'::regtype, 'pg_catalog.xml'::regtype))
 order by 1, 2, p.pronargs, a.types
