@@ -48,6 +48,8 @@ mod lossy_proxy;
 #[cfg(feature = "stack")]
 mod realtime_client;
 #[cfg(feature = "stack")]
+mod realtime_limits;
+#[cfg(feature = "stack")]
 mod realtime_server;
 
 #[cfg(feature = "stack")]

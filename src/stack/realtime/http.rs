@@ -51,7 +51,7 @@ pub(super) async fn broadcast_batch(
     let Some(access) = access_of(&service, &headers) else { return unauthorized() };
     let messages = match read_batch(&headers, &body, service.limits.max_payload_bytes) {
         Ok(messages) => messages,
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     if messages.len() > service.limits.batch_messages {
         return answer(
@@ -132,7 +132,7 @@ fn read_batch(
     headers: &HeaderMap,
     body: &[u8],
     max_payload_bytes: usize,
-) -> Result<Vec<BatchMessage>, Response> {
+) -> Result<Vec<BatchMessage>, Box<Response>> {
     #[derive(Deserialize)]
     struct Batch<'a> {
         #[serde(borrow, default)]
@@ -142,7 +142,7 @@ fn read_batch(
     let is_json = media_type(headers) == "application/json";
     let batch: Batch<'_> = if is_json && !body.is_empty() {
         // Any JSON that is no object has no messages.
-        serde_json::from_slice::<&RawValue>(body).map_err(|_| bad_request())?;
+        serde_json::from_slice::<&RawValue>(body).map_err(|_| Box::new(bad_request()))?;
         serde_json::from_slice(body).unwrap_or(Batch { messages: None })
     } else {
         Batch { messages: None }
@@ -152,13 +152,13 @@ fn read_batch(
         let is_null = is_json
             && serde_json::from_slice::<Map<String, Value>>(body)
                 .is_ok_and(|batch| batch.contains_key("messages"));
-        return Err(invalid(&json!([if is_null { INVALID } else { BLANK }])));
+        return Err(Box::new(invalid(&json!([if is_null { INVALID } else { BLANK }]))));
     };
     let Ok(messages) = serde_json::from_str::<Vec<&RawValue>>(messages) else {
-        return Err(invalid(&json!([INVALID])));
+        return Err(Box::new(invalid(&json!([INVALID]))));
     };
     if messages.is_empty() {
-        return Err(invalid(&json!([BLANK])));
+        return Err(Box::new(invalid(&json!([BLANK]))));
     }
     let mut read = Vec::with_capacity(messages.len());
     let mut errors = Vec::with_capacity(messages.len());
@@ -172,7 +172,7 @@ fn read_batch(
         }
     }
     if read.len() < errors.len() {
-        return Err(invalid(&Value::Array(errors)));
+        return Err(Box::new(invalid(&Value::Array(errors))));
     }
     Ok(read)
 }

@@ -6,7 +6,9 @@
 //! |---|---|
 //! | `handshake` | the upgrade: version, key, refusals |
 //! | `wire` | websocket frames on an upgraded connection |
-//! | `socket` | one client: reads, answers, times out |
+//! | `socket` | one client: reads, times out |
+//! | `session` | its channels: joins, answers, ends |
+//! | `channel` | a joined channel and the frames for it |
 //! | `join` | what a join asks for |
 //! | `authorization` | what the policies on `realtime.messages` allow |
 //! | `token` | access tokens, in Realtime's words |
@@ -27,6 +29,7 @@
 //! only itself.
 
 mod authorization;
+mod channel;
 mod database;
 mod handshake;
 mod http;
@@ -35,6 +38,7 @@ mod join;
 mod limits;
 mod message;
 mod outbox;
+mod session;
 mod socket;
 mod token;
 mod wire;
