@@ -335,7 +335,7 @@ impl From<StackError> for CommandError {
             StackError::DataDir(_) | StackError::Secrets(_) | StackError::OperatorKey(_) => {
                 (Kind::Config, None)
             }
-            StackError::Migrate(_) | StackError::Operator(_) => {
+            StackError::Migrate(_) | StackError::Operator(_) | StackError::Settings(_) => {
                 (Kind::User, Some("The log of the database is postgres.log in the data folder."))
             }
             StackError::Ended { .. } => (Kind::Unavailable, Some("Start it again: infernet up")),

@@ -63,6 +63,8 @@ const LISTENER_NAME: &str = "infernet realtime";
 const POOL_SIZE: usize = 32;
 /// How long a request may wait for a connection, or for making one.
 const POOL_LIMIT: Duration = Duration::from_secs(5);
+/// Messages that this gateway is said to deliver in a second, to all its clients.
+const REALTIME_MESSAGES_PER_SECOND: i32 = 4_000;
 /// How long clients of Realtime may take to say goodbye.
 const SOCKET_LIMIT: Duration = Duration::from_secs(3);
 
@@ -107,6 +109,9 @@ pub enum StackError {
     /// The operator's row cannot be written.
     #[error("The operator cannot be written down")]
     Operator(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The settings of a new market cannot be written.
+    #[error("The settings of the new market cannot be written down")]
+    Settings(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The address of the gateway is no base URL.
     #[error(transparent)]
     Url(#[from] BaseUrlError),
@@ -566,6 +571,9 @@ async fn prepare(
     tracing::debug!(applied, "the schema is up to date");
     let pool = open_pool(endpoint, secrets)?;
     ensure_operator(&pool, operator).await.map_err(StackError::Operator)?;
+    if applied == migrations.len() {
+        tell_realtime_rate(&pool).await.map_err(StackError::Settings)?;
+    }
     let newest = migrations.last().map(|migration| migration.version.to_owned());
     Ok((pool, newest))
 }
@@ -608,6 +616,20 @@ async fn ensure_operator(
             )
             .await?;
     }
+    transaction.commit().await?;
+    Ok(())
+}
+
+/// Tells a new market that this gateway delivers more than Realtime's default,
+/// from which SQL gives each stream its share. An operator may change it.
+async fn tell_realtime_rate(pool: &Pool) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let mut connection = pool.get().await?;
+    let transaction = connection.transaction().await?;
+    transaction.batch_execute("set local role service_role").await?;
+    let query = "update public.settings set value = to_jsonb($1::int) where key = $2";
+    transaction
+        .execute(query, &[&REALTIME_MESSAGES_PER_SECOND, &"realtime_messages_per_second"])
+        .await?;
     transaction.commit().await?;
     Ok(())
 }

@@ -26,6 +26,26 @@ select throws_ok($$insert into public.ledger_entries select transfer_id, inferne
   set constraints all immediate$$, '23000', null, 'so is one entry more on an old transfer');
 set constraints all deferred;
 
+-- What is deferred to the commit runs as whoever commits; on PostgreSQL 15 that is who sees no entries.
+create function tests.post_unbalanced(p_amount numeric) returns void
+language sql security definer as $$
+  insert into public.ledger_transfers (id, kind, digest, created_at) values (infernet.derived_id(tests.user('bob'), p_amount::text), 'adjustment', '', now());
+  insert into public.ledger_entries select infernet.derived_id(tests.user('bob'), p_amount::text), a, x, x, now()
+  from (values (infernet.account('goodwill', null), -1), (infernet.account('available', tests.user('bob')), p_amount)) v (a, x)
+$$;
+create function tests.commit_as(p_name text, p_amount numeric) returns void
+language plpgsql as $$
+begin
+  perform tests.be(p_name), tests.post_unbalanced(p_amount);
+  set constraints all immediate;
+  perform tests.be_nobody();
+  raise exception sqlstate 'ZZ000';
+end $$;
+grant execute on all functions in schema tests to authenticated;
+select throws_ok($$select tests.commit_as('alice', 2)$$, '23000', null, 'an unbalanced posting by authenticated is refused at its commit');
+select throws_ok($$select tests.commit_as('alice', 1)$$, 'ZZ000', null, 'a balanced one is not');
+set constraints all deferred;
+
 -- ------------------------------------------------------------ append-only, for the owner of the tables too
 set constraints all immediate;
 set constraints all deferred;

@@ -65,3 +65,7 @@ mod engine_sandbox;
 mod job_stream;
 #[cfg(feature = "stack")]
 mod market;
+#[cfg(feature = "stack")]
+mod actors;
+#[cfg(feature = "stack")]
+mod market_races;

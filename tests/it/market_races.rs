@@ -1,0 +1,358 @@
+//! Races in the market, over real parallel connections: claimers, duplicate
+//! completions, cancel against complete, sweep against heartbeat, equal
+//! submits. The guards that they are about are also taken away, to see that the
+//! same race then goes wrong.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use infernet::stack::postgres::Connection;
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tokio_postgres::error::SqlState;
+use uuid::Uuid;
+
+use crate::control_plane::TestControlPlane;
+use crate::actors::{Actor, Market};
+
+/// A slot that is looked at and taken in two steps, without its lock.
+const UNGUARDED_SLOT: &str = "
+    create or replace function infernet.take_slot(p_offer uuid, p_wait boolean) returns boolean
+    language plpgsql security definer set search_path = '' as $$
+    begin
+      if not (select l.busy < l.slots from infernet.offer_load l where l.offer_id = p_offer) then
+        return false;
+      end if;
+      perform pg_sleep(0.002);
+      update infernet.offer_load set busy = busy + 1 where offer_id = p_offer;
+      return true;
+    end $$";
+
+/// An attempt that is looked at and started without the lock of its job.
+const UNGUARDED_START: &str = "
+    create or replace function infernet.lock_attempt(p_attempt uuid, p_node uuid) returns public.job_attempts
+    language plpgsql security definer set search_path = '' as $$
+    declare v_attempt public.job_attempts;
+    begin
+      select * into v_attempt from public.job_attempts a where a.id = p_attempt and a.provider_id = p_node;
+      perform pg_sleep(0.002);
+      return v_attempt;
+    end $$";
+
+/// What went on in a race of nodes for jobs.
+#[derive(Debug, Default)]
+struct Verdict {
+    completed: usize,
+    /// Times that an offer was seen with more live attempts than slots.
+    oversubscribed: usize,
+    /// Attempts that more than one agent was allowed to start.
+    started_twice: usize,
+    deadlocks: usize,
+}
+
+/// Lets 16 connections of one node and 16 other nodes race for `jobs` jobs that
+/// are submitted over 8 connections meanwhile.
+async fn race(jobs: usize, sabotage: &[&str]) -> Verdict {
+    let plane = TestControlPlane::start().await;
+    let market = Market::open(&plane).await;
+    market.stop_time().await;
+    for sql in sabotage {
+        market.owner().batch_execute(sql).await.unwrap();
+    }
+    // The cheapest offer is the one that everybody wants.
+    let shared = market.provider("shared", "owner").await;
+    market.register(shared, "m", 4, "1").await;
+    let mut nodes = vec![shared; 16];
+    for index in 0..16 {
+        // Owners and consumers of their own: a shared account would put
+        // everybody in a row before they reach the slots.
+        let node = market.provider(&format!("node-{index}"), &format!("owner-{index}")).await;
+        market.register(node, "m", 2, "2").await;
+        nodes.push(node);
+    }
+
+    let done = Arc::new(AtomicUsize::new(0));
+    let started = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let deadlocks = Arc::new(AtomicUsize::new(0));
+    let is_over = Arc::new(AtomicBool::new(false));
+    let watch = watch_slots(market.another_owner().await, Arc::clone(&is_over));
+    let watch = tokio::spawn(watch);
+
+    let mut workers = JoinSet::new();
+    for part in 0..8 {
+        let consumer = market.user(&format!("consumer-{part}")).await;
+        market.credit(consumer, "1000").await;
+        let mut actor = market.connect(consumer).await;
+        let deadlocks = Arc::clone(&deadlocks);
+        workers.spawn(async move {
+            for _ in (part..jobs).step_by(8) {
+                let submitted = submit(&mut actor, Uuid::now_v7()).await;
+                submitted.inspect_err(|error| count_deadlock(error, &deadlocks)).unwrap();
+            }
+        });
+    }
+    for node in nodes {
+        let mut actor = market.connect(node).await;
+        let (done, started) = (Arc::clone(&done), Arc::clone(&started));
+        let (deadlocks, is_over) = (Arc::clone(&deadlocks), Arc::clone(&is_over));
+        workers.spawn(async move {
+            while !is_over.load(Ordering::Relaxed) {
+                let claimed = match actor.call("claim_attempts", "'{}'").await {
+                    Ok(claimed) => claimed,
+                    Err(error) => {
+                        count_deadlock(&error, &deadlocks);
+                        continue;
+                    }
+                };
+                for offered in claimed["attempts"].as_array().unwrap() {
+                    let mut next = Some(offered["attempt"].as_str().unwrap().to_owned());
+                    while let Some(attempt) = next.take() {
+                        let lease = Uuid::new_v4();
+                        let begun = actor
+                            .call("start_attempt", &format!("'{attempt}', '{lease}'"))
+                            .await;
+                        let Ok(begun) = begun.inspect_err(|e| count_deadlock(e, &deadlocks)) else {
+                            continue;
+                        };
+                        started.lock().unwrap().push(attempt.clone());
+                        match actor.complete(&begun, "ok", "stop", 1, 1).await {
+                            Ok(answer) => {
+                                if answer["reason"].is_null() {
+                                    done.fetch_add(1, Ordering::Relaxed);
+                                }
+                                next = answer["next"]["attempt"].as_str().map(str::to_owned);
+                            }
+                            Err(error) => count_deadlock(&error, &deadlocks),
+                        }
+                    }
+                }
+                if done.load(Ordering::Relaxed) >= jobs {
+                    break;
+                }
+            }
+        });
+    }
+    let finished = tokio::time::timeout(Duration::from_secs(120), async {
+        while done.load(Ordering::Relaxed) < jobs && !workers.is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    is_over.store(true, Ordering::Relaxed);
+    workers.join_all().await;
+    let oversubscribed = watch.await.unwrap();
+    if sabotage.is_empty() {
+        assert!(finished.is_ok(), "{} of {jobs} jobs were completed", done.load(Ordering::Relaxed));
+        market.prove().await;
+        let left: i64 = market.number("select sum(busy) from infernet.offer_load").await;
+        assert_eq!(left, 0, "a slot is left taken");
+        let captures = "select count(*) from public.ledger_transfers where kind = 'capture'";
+        assert_eq!(market.number(captures).await, i64::try_from(jobs).unwrap());
+    }
+    let started = started.lock().unwrap().clone();
+    let distinct: HashSet<_> = started.iter().collect();
+    let verdict = Verdict {
+        completed: done.load(Ordering::Relaxed),
+        oversubscribed,
+        started_twice: started.len() - distinct.len(),
+        deadlocks: deadlocks.load(Ordering::Relaxed),
+    };
+    plane.stop().await;
+    verdict
+}
+
+/// Counts how often an offer has more live attempts than slots, in snapshots.
+async fn watch_slots(owner: Connection, is_over: Arc<AtomicBool>) -> usize {
+    let mut seen = 0;
+    let query = "
+        select count(*) from (
+          select from public.job_attempts a join public.offers o on o.id = a.offer_id
+          where a.state in ('offered', 'running') group by o.id, o.slots having count(*) > o.slots) x";
+    while !is_over.load(Ordering::Relaxed) {
+        let row = owner.query_one(query, &[]).await.unwrap();
+        seen += usize::try_from(row.get::<_, i64>(0)).unwrap();
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    seen
+}
+
+fn count_deadlock(error: &tokio_postgres::Error, deadlocks: &AtomicUsize) {
+    if error.code() == Some(&SqlState::T_R_DEADLOCK_DETECTED) {
+        deadlocks.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+async fn submit(actor: &mut Actor, id: Uuid) -> Result<Value, tokio_postgres::Error> {
+    let arguments =
+        format!("'{id}', 'm', '{{\"prompt\":\"x\"}}', 'completion', 5, 0.01");
+    actor.call("submit_job", &arguments).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_race_for_jobs_and_no_slot_is_given_twice() {
+    let verdict = Box::pin(race(1000, &[])).await;
+    assert_eq!(verdict.completed, 1000);
+    assert_eq!(verdict.oversubscribed, 0, "{verdict:?}");
+    assert_eq!(verdict.started_twice, 0, "{verdict:?}");
+    assert_eq!(verdict.deadlocks, 0, "{verdict:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_race_goes_wrong_without_the_lock_of_the_slot() {
+    let verdict = Box::pin(race(300, &[UNGUARDED_SLOT])).await;
+    assert!(verdict.oversubscribed > 0, "{verdict:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_race_goes_wrong_without_the_lock_of_the_attempt() {
+    let verdict = Box::pin(race(300, &[UNGUARDED_START])).await;
+    assert!(verdict.started_twice > 0, "{verdict:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_result_handed_in_many_times_at_once_is_paid_once() {
+    let plane = TestControlPlane::start().await;
+    let market = Market::open(&plane).await;
+    market.stop_time().await;
+    let consumer = market.user("consumer").await;
+    market.credit(consumer, "10").await;
+    let node = market.provider("node", "owner").await;
+    market.register(node, "m", 1, "1").await;
+    for _ in 0..10 {
+        let job = submit(&mut market.connect(consumer).await, Uuid::now_v7()).await.unwrap();
+        let attempt = job["attempt"]["id"].as_str().unwrap().to_owned();
+        let lease = Uuid::new_v4();
+        let begun = market
+            .connect(node)
+            .await
+            .call("start_attempt", &format!("'{attempt}', '{lease}'"))
+            .await
+            .unwrap();
+        let mut tries = JoinSet::new();
+        for _ in 0..16 {
+            let (mut actor, begun) = (market.connect(node).await, begun.clone());
+            tries.spawn(async move { actor.complete(&begun, "ok", "stop", 1, 1).await.unwrap() });
+        }
+        let answers = tries.join_all().await;
+        let first = answers.iter().filter(|answer| answer["reason"].is_null()).count();
+        let repeated = answers.iter().filter(|answer| answer["reason"] == "repeated").count();
+        assert_eq!((first, repeated), (1, 15), "{answers:?}");
+    }
+    let captures = "select count(*) from public.ledger_transfers where kind = 'capture'";
+    assert_eq!(market.number(captures).await, 10);
+    market.prove().await;
+    plane.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_submitted_many_times_at_once_is_one_job() {
+    let plane = TestControlPlane::start().await;
+    let market = Market::open(&plane).await;
+    market.stop_time().await;
+    let consumer = market.user("consumer").await;
+    market.credit(consumer, "10").await;
+    let node = market.provider("node", "owner").await;
+    market.register(node, "m", 64, "1").await;
+    for _ in 0..10 {
+        let id = Uuid::now_v7();
+        let mut tries = JoinSet::new();
+        for _ in 0..16 {
+            let mut actor = market.connect(consumer).await;
+            tries.spawn(async move { submit(&mut actor, id).await.unwrap() });
+        }
+        let answers = tries.join_all().await;
+        let created = answers.iter().filter(|answer| answer["created"] == true).count();
+        let attempts: HashSet<_> =
+            answers.iter().map(|answer| answer["attempt"]["id"].to_string()).collect();
+        assert_eq!((created, attempts.len()), (1, 1), "{answers:?}");
+    }
+    assert_eq!(market.number("select count(*) from public.jobs").await, 10);
+    assert_eq!(market.number("select count(*) from public.ledger_holds").await, 10);
+    market.prove().await;
+    plane.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cancel_complete_fail_and_sweep_at_once_end_each_job_once() {
+    let plane = TestControlPlane::start().await;
+    let market = Market::open(&plane).await;
+    market.set("lease_secs", json!(1)).await;
+    let consumer = market.user("consumer").await;
+    market.credit(consumer, "100").await;
+    let mut nodes = Vec::new();
+    for index in 0..4 {
+        let node = market.provider(&format!("node-{index}"), "owner").await;
+        market.register(node, "m", 4, "1").await;
+        nodes.push(node);
+    }
+    let deadlocks = Arc::new(AtomicUsize::new(0));
+    let mut actors = JoinSet::new();
+    for index in 0..8_usize {
+        let mut consumer = market.connect(consumer).await;
+        let mut node = market.connect(nodes[index % 4]).await;
+        let mut other = market.connect(nodes[index % 4]).await;
+        let deadlocks = Arc::clone(&deadlocks);
+        actors.spawn(async move {
+            for round in 0..40 {
+                let id = Uuid::now_v7();
+                if let Err(error) = submit(&mut consumer, id).await {
+                    count_deadlock(&error, &deadlocks);
+                }
+                let beat = node.call("heartbeat", "'{}'").await;
+                let work = beat.inspect_err(|e| count_deadlock(e, &deadlocks)).unwrap_or_default();
+                for offered in work["attempts"].as_array().into_iter().flatten() {
+                    let attempt = offered["attempt"].as_str().unwrap();
+                    let lease = Uuid::new_v4();
+                    let begun =
+                        node.call("start_attempt", &format!("'{attempt}', '{lease}'")).await;
+                    let Ok(begun) = begun.inspect_err(|e| count_deadlock(e, &deadlocks)) else {
+                        continue;
+                    };
+                    let cancel = format!("'{}'", begun["job"].as_str().unwrap());
+                    let fail = format!("'{attempt}', '{lease}', 'engine_failed', 'x'");
+                    let (completed, cancelled, failed) = tokio::join!(
+                        node.complete(&begun, "ok", "stop", 1, 1),
+                        consumer.call("cancel_job", &cancel),
+                        async {
+                            if round % 2 == 0 {
+                                other.call("fail_attempt", &fail).await
+                            } else {
+                                other.call("heartbeat", "'{}'").await
+                            }
+                        },
+                    );
+                    for result in [completed, cancelled, failed] {
+                        if let Err(error) = result {
+                            count_deadlock(&error, &deadlocks);
+                        }
+                    }
+                }
+            }
+        });
+    }
+    let owner = market.another_owner().await;
+    let is_over = Arc::new(AtomicBool::new(false));
+    let ticking = Arc::clone(&is_over);
+    let ticker = tokio::spawn(async move {
+        let mut rounds = 0;
+        while !ticking.load(Ordering::Relaxed) {
+            owner.query_one("select infernet.tick()", &[]).await.unwrap();
+            rounds += 1;
+        }
+        rounds
+    });
+    actors.join_all().await;
+    is_over.store(true, Ordering::Relaxed);
+    assert!(ticker.await.unwrap() > 0);
+    assert_eq!(deadlocks.load(Ordering::Relaxed), 0);
+    market.prove().await;
+    let paid_twice = "select count(*) from (select job_id from public.ledger_transfers
+                      where kind = 'capture' group by 1 having count(*) > 1) x";
+    assert_eq!(market.number(paid_twice).await, 0);
+    let slots = "select count(*) from infernet.offer_load l where l.busy <>
+                 (select count(*) from public.job_attempts a where a.offer_id = l.offer_id and a.state in ('offered', 'running'))";
+    assert_eq!(market.number(slots).await, 0, "slots and live attempts differ");
+    plane.stop().await;
+}
