@@ -118,13 +118,19 @@ impl DataDir {
         // As root, the account of PostgreSQL must pass through to its own
         // directory; what is secret beside it has a mode of its own.
         let mode = if geteuid().is_root() { 0o711 } else { 0o700 };
-        let mut builder = fs::DirBuilder::new();
-        builder.recursive(true).mode(mode);
-        builder.create(&root).map_err(|source| DataDirError::Io {
+        let io_error = |source| DataDirError::Io {
             action: "create the directory",
             path: root.clone(),
             source,
-        })?;
+        };
+        let is_new = !root.exists();
+        let mut builder = fs::DirBuilder::new();
+        builder.recursive(true).mode(mode);
+        builder.create(&root).map_err(io_error)?;
+        if is_new {
+            // The umask took from the mode what the account needs.
+            fs::set_permissions(&root, fs::Permissions::from_mode(mode)).map_err(io_error)?;
+        }
         let root = root.canonicalize().map_err(|source| DataDirError::Io {
             action: "resolve",
             path: root.clone(),
