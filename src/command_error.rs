@@ -321,6 +321,13 @@ fn of_refusal(kind: Kind, refusal: Refusal, error: RpcError) -> CommandError {
     let mut failure = CommandError::new(kind, error);
     failure.word = refusal.word().map(str::to_owned).or(Some(refusal.code));
     failure.hints.extend(refusal.hint);
+    if failure.word.as_deref() == Some("not_an_operator") {
+        failure.hints.push(
+            "Name the operator's key with --key-file; infernet up keeps it as operator.key in its \
+             data folder."
+                .to_owned(),
+        );
+    }
     failure
 }
 

@@ -48,7 +48,16 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), CommandErro
             drop(rpc.cancel_job(request.id).await);
             return Err(CommandError::new(Kind::Interrupted, "Cancelled before the job was taken."));
         }
-        stream = Box::pin(submitting) => stream?,
+        stream = Box::pin(submitting) => match stream {
+            Ok(stream) => stream,
+            Err(error) => {
+                if error.is_passing() {
+                    // The answer may be lost and the job there; nobody waits for it.
+                    drop(rpc.cancel_job(request.id).await);
+                }
+                return Err(error.into());
+            }
+        },
     };
     let mut screen = Screen::new(context.output, args.no_stream);
     let outcome = Box::pin(read(&mut stream, &mut screen, &mut interrupts)).await;

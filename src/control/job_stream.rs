@@ -20,7 +20,7 @@ use url::Url;
 pub use self::assembly::Delta;
 use self::assembly::{Assembly, Piece, Verdict};
 use super::realtime::{
-    Channel, ChannelEvent, EndpointError, JoinOptions, Realtime, RealtimeEndpoint,
+    Channel, ChannelEvent, EndpointError, JoinOptions, Realtime, RealtimeEndpoint, SocketState,
 };
 use super::rpc::{AttemptState, Job, JobState, Rpc, RpcError, SubmitJob};
 use super::session::Session;
@@ -199,10 +199,7 @@ impl JobStream {
         request: &SubmitJob,
         timing: StreamTiming,
     ) -> Result<Self, RpcError> {
-        let mut channel = Self::join(rpc, realtime, request.id).await?;
-        if let Some(channel) = &mut channel {
-            wait_for_join(channel, timing.join).await;
-        }
+        let channel = Self::join(rpc, realtime, request.id, timing).await?;
         let requested = Instant::now();
         let submitted = rpc.submit_job(request).await?;
         Ok(Self::new(rpc, channel, timing, submitted.job, requested))
@@ -218,10 +215,7 @@ impl JobStream {
         job: JobId,
         timing: StreamTiming,
     ) -> Result<Self, RpcError> {
-        let mut channel = Self::join(rpc, realtime, job).await?;
-        if let Some(channel) = &mut channel {
-            wait_for_join(channel, timing.join).await;
-        }
+        let channel = Self::join(rpc, realtime, job, timing).await?;
         let requested = Instant::now();
         let job = rpc.get_job(job).await?;
         let mut stream = Self::new(rpc, channel, timing, job, requested);
@@ -230,18 +224,40 @@ impl JobStream {
         Ok(stream)
     }
 
+    /// Joins the topic of a job and waits for the answer, but not for long, and
+    /// not when there is no socket. The channel keeps trying meanwhile.
     async fn join(
         rpc: &Rpc,
         realtime: Option<&Realtime>,
         job: JobId,
+        timing: StreamTiming,
     ) -> Result<Option<Channel>, RpcError> {
         let (Some(realtime), Some(session)) = (realtime, rpc.session()) else {
             return Ok(None);
         };
         // The topic has the user's id in it, which the login tells.
         session.token().await.map_err(RpcError::SignIn)?;
-        let user = session.signed_in().map(|signed_in| UserId::from_uuid(signed_in.subject));
-        Ok(user.map(|user| realtime.join(&job_topic(user, job), JoinOptions::default())))
+        let Some(signed_in) = session.signed_in() else {
+            return Ok(None);
+        };
+        let topic = job_topic(UserId::from_uuid(signed_in.subject), job);
+        let mut channel = realtime.join(&topic, JoinOptions::default());
+        let mut socket = realtime.state();
+        let no_socket = socket.wait_for(|state| {
+            matches!(
+                state,
+                SocketState::Waiting { .. } | SocketState::Refused { .. } | SocketState::Closed
+            )
+        });
+        tokio::select! {
+            biased;
+            () = answer_to_join(&mut channel) => {}
+            _ = no_socket => tracing::debug!("no realtime, the job is polled meanwhile"),
+            () = tokio::time::sleep(timing.join) => {
+                tracing::debug!("the job's topic is not joined yet, going on meanwhile");
+            }
+        }
+        Ok(Some(channel))
     }
 
     fn new(
@@ -533,19 +549,13 @@ fn differs(before: &Job, after: &Job) -> bool {
         || waiting(before) != waiting(after)
 }
 
-/// Waits until the topic is joined, but not for longer than `most`, and not
-/// when the server said no.
-async fn wait_for_join(channel: &mut Channel, most: Duration) {
-    let joined = async {
-        loop {
-            match channel.recv().await {
-                Some(ChannelEvent::Joined | ChannelEvent::Refused { .. }) | None => return,
-                Some(ChannelEvent::Broadcast { .. } | ChannelEvent::Lost) => {}
-            }
+/// Waits until the server has answered the join, whichever way.
+async fn answer_to_join(channel: &mut Channel) {
+    loop {
+        match channel.recv().await {
+            Some(ChannelEvent::Joined | ChannelEvent::Refused { .. }) | None => return,
+            Some(ChannelEvent::Broadcast { .. } | ChannelEvent::Lost) => {}
         }
-    };
-    if tokio::time::timeout(most, joined).await.is_err() {
-        tracing::debug!("the job's topic is not joined yet, submitting anyway");
     }
 }
 

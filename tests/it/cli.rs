@@ -48,6 +48,19 @@ async fn a_key_that_others_can_read_is_refused() {
 }
 
 #[tokio::test]
+async fn a_file_that_holds_no_key_is_named() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("config/owner.key");
+    Keys::generate().store(&path).unwrap();
+    fs::write(&path, "hunter2").unwrap();
+    let said = run(home.path(), &["balance", "--url", NOBODY]).await;
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert!(said.stderr.contains("does not hold a secret key"), "{}", said.stderr);
+    assert!(said.stderr.contains(path.to_str().unwrap()), "{}", said.stderr);
+    assert!(!said.stderr.contains("hunter2"), "{}", said.stderr);
+}
+
+#[tokio::test]
 async fn a_control_plane_that_is_away_is_named() {
     let home = tempfile::tempdir().unwrap();
     Keys::generate().store(&home.path().join("config/owner.key")).unwrap();

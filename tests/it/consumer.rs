@@ -297,6 +297,7 @@ async fn a_machine_joins_with_one_command_and_is_approved() {
     let refused = run(home.path(), &["operator", "approve", &node, "suspended"]).await;
     assert_eq!(refused.code, Some(1), "{refused:?}");
     assert!(refused.stderr.contains("Only an operator may do this."), "{}", refused.stderr);
+    assert!(refused.stderr.contains("--key-file"), "{}", refused.stderr);
 
     // A second machine of the same owner, whose key is not on it.
     let code = run(home.path(), &["owner", "enrol", "-q"]).await.stdout.trim().to_owned();
@@ -326,6 +327,40 @@ async fn a_machine_joins_with_one_command_and_is_approved() {
     let said = run(home.path(), &["register"]).await;
     assert_eq!(said.code, Some(1), "{said:?}");
     assert!(said.stderr.contains("suspended"), "{}", said.stderr);
+    market.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_that_are_not_believed_are_told_why() {
+    let market = Market::open().await;
+    let home = consumer_home(&market, "0").await;
+    let text = format!("[control]\nurl = \"{}\"\n[node]\nname = \"attic\"\n", market.plane.url());
+    std::fs::write(home.path().join("config/config.toml"), text).unwrap();
+
+    // A node that nobody enrolled, and whose owner is not here.
+    let stranger = tempfile::tempdir().unwrap();
+    Keys::generate().store(&stranger.path().join("config/node.key")).unwrap();
+    std::fs::copy(
+        home.path().join("config/config.toml"),
+        stranger.path().join("config/config.toml"),
+    )
+    .unwrap();
+    let said = run(stranger.path(), &["login"]).await;
+    assert_eq!(said.code, Some(4), "{said:?}");
+    assert!(said.stderr.contains("This node is not enrolled here."), "{}", said.stderr);
+    assert!(said.stderr.contains("infernet owner enrol"), "{}", said.stderr);
+
+    // A code that nobody made.
+    let said = run(stranger.path(), &["login", "--enrolment", "enrol-0"]).await;
+    assert_eq!(said.code, Some(4), "{said:?}");
+    assert!(said.stderr.contains("This enrolment code is not known here."), "{}", said.stderr);
+
+    // A user who was suspended.
+    let keys = Keys::load(&home.path().join("config/owner.key")).unwrap();
+    market.operator.set_user_status(&keys.public_hex(), "suspended").await.unwrap();
+    let said = run(home.path(), &["balance"]).await;
+    assert_eq!(said.code, Some(4), "{said:?}");
+    assert!(said.stderr.contains("This account is suspended."), "{}", said.stderr);
     market.close().await;
 }
 
