@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 
-use crate::market::{LIMIT, Market, Said, consumer_home, infernet, run};
+use crate::market::{LIMIT, Market, Said, TestNode, consumer_home, infernet, run};
 
 const MODEL: &str = "consumer-test";
 
@@ -21,8 +21,7 @@ fn usage(output_tokens: u64) -> Usage {
 }
 
 /// Writes an answer to the job that comes next.
-async fn answer(market: &Market, output: &str) {
-    let node = market.node("attic", MODEL, 1).await;
+async fn answer(node: &TestNode, output: &str) {
     let attempt = node.take().await;
     let channel = node.join(&attempt).await;
     let mut offset = 0;
@@ -46,11 +45,12 @@ fn lines(said: &Said) -> Vec<Value> {
 async fn a_prompt_is_answered_paid_for_and_found_again() {
     let market = Market::open().await;
     let home = consumer_home(&market, "1").await;
+    let node = market.node("attic", MODEL, 1).await;
     let asking = async {
         let arguments = ["run", MODEL, "hi", "--max-cost", "0.01", "--max-tokens", "16"];
         run(home.path(), &arguments).await
     };
-    let (said, ()) = tokio::join!(asking, answer(&market, "one two three"));
+    let (said, ()) = tokio::join!(asking, answer(&node, "one two three"));
     assert_eq!(said.code, Some(0), "{said:?}");
     assert_eq!(said.stdout, "one two three\n");
     for part in ["attic", "5 tokens in, 3 out", "first after", "cost $0.00000"] {
@@ -91,9 +91,10 @@ async fn a_prompt_is_answered_paid_for_and_found_again() {
 async fn json_tells_each_event_on_a_line() {
     let market = Market::open().await;
     let home = consumer_home(&market, "1").await;
+    let node = market.node("attic", MODEL, 1).await;
     let asking =
         async { run(home.path(), &["run", MODEL, "hi", "--max-cost", "1", "--json"]).await };
-    let (said, ()) = tokio::join!(asking, answer(&market, "one two"));
+    let (said, ()) = tokio::join!(asking, answer(&node, "one two"));
     assert_eq!(said.code, Some(0), "{said:?}");
     let events = lines(&said);
     assert_eq!(events[0]["event"], "state");
