@@ -10,18 +10,18 @@ use infernet::engine::{
 use serde_json::{Value, json};
 
 /// The name of the model that is served.
-pub const MODEL: &str = "smollm2:135m";
+pub(crate) const MODEL: &str = "smollm2:135m";
 
 /// What `scripts/build-engine-image` made or found.
 #[derive(Debug)]
-pub struct EngineImage {
-    pub image_id: String,
-    pub model_path: PathBuf,
-    pub model_sha256: String,
+pub(crate) struct EngineImage {
+    pub(crate) image_id: String,
+    pub(crate) model_path: PathBuf,
+    pub(crate) model_sha256: String,
 }
 
 /// Builds the image and fetches the model, or finds that both are there.
-pub fn engine_image() -> EngineImage {
+pub(crate) fn engine_image() -> EngineImage {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/build-engine-image");
     let output = Command::new(&script).output().unwrap();
     assert!(
@@ -41,28 +41,30 @@ pub fn engine_image() -> EngineImage {
 
 impl EngineImage {
     /// Returns the model as an owner would configure it.
-    pub fn model(&self) -> ServedModel {
+    pub(crate) fn model(&self) -> ServedModel {
         let mut model = ServedModel::file(MODEL, &self.model_path);
         model.sha256 = Some(self.model_sha256.clone());
         model.slots = 1;
         model.context_length = 2048;
-        model.threads = Some(2);
+        // Two threads wait for each other at every step, which takes ages on a machine
+        // whose processors are busy with other tests.
+        model.threads = Some(1);
         model
     }
 }
 
 /// A node's engines in directories of its own. What they leave behind, a test that
 /// fails included, is removed when this goes.
-pub struct Node {
-    pub pool: EnginePool,
-    pub name: String,
-    pub folder: tempfile::TempDir,
-    pub config: EngineConfig,
+pub(crate) struct Node {
+    pub(crate) pool: EnginePool,
+    pub(crate) name: String,
+    _folder: tempfile::TempDir,
+    pub(crate) config: EngineConfig,
 }
 
 impl Node {
     /// Makes a node that serves these models; `change` may change anything else.
-    pub fn new(models: Vec<ServedModel>, change: impl FnOnce(&mut EngineConfig)) -> Self {
+    pub(crate) fn new(models: Vec<ServedModel>, change: impl FnOnce(&mut EngineConfig)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let name = format!("test-{:x}", fastrand::u64(..));
         let mut config = EngineConfig {
@@ -75,11 +77,11 @@ impl Node {
             docker_host: None,
         };
         change(&mut config);
-        Self { pool: EnginePool::new(config.clone()).unwrap(), name, folder, config }
+        Self { pool: EnginePool::new(config.clone()).unwrap(), name, _folder: folder, config }
     }
 
     /// Returns the ids of the node's containers, running or not.
-    pub fn containers(&self) -> Vec<String> {
+    pub(crate) fn containers(&self) -> Vec<String> {
         let filter = format!("label=infernet.node={}", self.name);
         let found = docker(&["ps", "--all", "--quiet", "--no-trunc", "--filter", &filter]);
         assert!(found.status.success(), "{found:?}");
@@ -87,7 +89,7 @@ impl Node {
     }
 
     /// Returns the names in the directory of sockets.
-    pub fn sockets(&self) -> Vec<String> {
+    pub(crate) fn sockets(&self) -> Vec<String> {
         let Ok(entries) = std::fs::read_dir(&self.config.runtime_dir) else { return Vec::new() };
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
     }
@@ -102,12 +104,12 @@ impl Drop for Node {
 }
 
 /// Runs Docker's command line.
-pub fn docker(arguments: &[&str]) -> Output {
+pub(crate) fn docker(arguments: &[&str]) -> Output {
     Command::new("docker").args(arguments).output().expect("docker's command line is installed")
 }
 
 /// Makes a request of one message.
-pub fn chat(text: &str, max_tokens: u32) -> EngineRequest {
+pub(crate) fn chat(text: &str, max_tokens: u32) -> EngineRequest {
     EngineRequest {
         kind: RequestKind::Chat,
         body: json!({"messages": [{"role": "user", "content": text}], "temperature": 0}),

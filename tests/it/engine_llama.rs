@@ -65,7 +65,7 @@ async fn a_model_answers_from_a_container_without_network() {
     assert_eq!(host["CapDrop"], json!(["ALL"]));
     assert_eq!(host["SecurityOpt"], json!(["no-new-privileges"]));
     assert_eq!(host["Memory"], host["MemorySwap"]);
-    assert_eq!(host["NanoCpus"], 2_000_000_000_i64);
+    assert_eq!(host["NanoCpus"], 1_000_000_000);
     assert_eq!(host["PidsLimit"], 256);
     assert_eq!(host["LogConfig"]["Config"]["max-size"], "1m");
     assert_eq!(config["User"], "65534:65534");
