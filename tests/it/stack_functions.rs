@@ -172,7 +172,8 @@ async fn functions_run_in_deno_and_end_with_the_control_plane() {
             assert_ne!(third["pid"], first["pid"]);
             break;
         }
-        assert_eq!(response.status(), 503);
+        // A request may still meet the process that is about to end.
+        assert!([502, 503].contains(&response.status().as_u16()), "{response:?}");
         assert!(started.elapsed() < LIMIT);
         tokio::time::sleep(Duration::from_millis(100)).await;
     }

@@ -63,6 +63,33 @@ async fn the_gateway_answers_for_all_its_parts() {
 }
 
 #[tokio::test]
+async fn keys_open_what_their_roles_may() {
+    let plane = TestControlPlane::start().await;
+    let client = http_client();
+    let rest = |path: &str| format!("{}/rest/v1/{path}", plane.url());
+    let keys = plane.keys();
+
+    let call = client.post(rest("rpc/overview")).header("apikey", &keys.publishable_key);
+    let overview = call.send().await.unwrap();
+    assert_eq!(overview.status(), StatusCode::OK);
+    assert!(overview.json::<Value>().await.unwrap()["nodes"].is_object());
+
+    for (key, opens) in [
+        (&keys.publishable_key, false),
+        (&keys.anon_key, false),
+        (&keys.secret_key, true),
+        (&keys.service_role_key, true),
+    ] {
+        let response =
+            client.get(rest("users?select=id")).header("apikey", key).send().await.unwrap();
+        assert_eq!(response.status().is_success(), opens, "{response:?}");
+    }
+    let wrong = client.get(rest("users")).header("apikey", "sb_publishable_wrong").send().await;
+    assert_eq!(wrong.unwrap().status(), StatusCode::UNAUTHORIZED);
+    plane.stop().await;
+}
+
+#[tokio::test]
 async fn the_control_plane_says_what_it_is() {
     let plane = TestControlPlane::start_with(|options| options.name = Some("Attic".into())).await;
     let info =

