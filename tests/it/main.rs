@@ -62,10 +62,10 @@ mod engine_llama;
 mod engine_sandbox;
 
 #[cfg(feature = "stack")]
+mod actors;
+#[cfg(feature = "stack")]
 mod job_stream;
 #[cfg(feature = "stack")]
 mod market;
-#[cfg(feature = "stack")]
-mod actors;
 #[cfg(feature = "stack")]
 mod market_races;

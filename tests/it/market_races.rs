@@ -14,8 +14,8 @@ use tokio::task::JoinSet;
 use tokio_postgres::error::SqlState;
 use uuid::Uuid;
 
-use crate::control_plane::TestControlPlane;
 use crate::actors::{Actor, Market};
+use crate::control_plane::TestControlPlane;
 
 /// A slot that is looked at and taken in two steps, without its lock.
 const UNGUARDED_SLOT: &str = "
@@ -110,9 +110,8 @@ async fn race(jobs: usize, sabotage: &[&str]) -> Verdict {
                     let mut next = Some(offered["attempt"].as_str().unwrap().to_owned());
                     while let Some(attempt) = next.take() {
                         let lease = Uuid::new_v4();
-                        let begun = actor
-                            .call("start_attempt", &format!("'{attempt}', '{lease}'"))
-                            .await;
+                        let begun =
+                            actor.call("start_attempt", &format!("'{attempt}', '{lease}'")).await;
                         let Ok(begun) = begun.inspect_err(|e| count_deadlock(e, &deadlocks)) else {
                             continue;
                         };
@@ -185,8 +184,7 @@ fn count_deadlock(error: &tokio_postgres::Error, deadlocks: &AtomicUsize) {
 }
 
 async fn submit(actor: &mut Actor, id: Uuid) -> Result<Value, tokio_postgres::Error> {
-    let arguments =
-        format!("'{id}', 'm', '{{\"prompt\":\"x\"}}', 'completion', 5, 0.01");
+    let arguments = format!("'{id}', 'm', '{{\"prompt\":\"x\"}}', 'completion', 5, 0.01");
     actor.call("submit_job", &arguments).await
 }
 

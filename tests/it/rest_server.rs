@@ -145,6 +145,35 @@ async fn the_catalogue_follows_the_database() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(seen, json!([1]));
+
+    // A filter on a column whose type has changed finds the new one.
+    server
+        .sql(
+            "create table public.changing (id int); insert into public.changing values (7);
+             grant select on public.changing to anon;
+             create function public.changing_rows() returns setof public.changing language sql stable as $$ select * from public.changing $$;
+             notify pgrst, 'reload schema';",
+        )
+        .await;
+    let wanted = |path: &'static str, body: Value| {
+        let server = &server;
+        async move {
+            let mut got = Value::Null;
+            for _ in 0..100 {
+                got = server.get(path).await.1;
+                if got == body {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            assert_eq!(got, body);
+        }
+    };
+    wanted("/rpc/changing_rows?id=eq.7", json!([{"id": 7}])).await;
+    server
+        .sql("alter table public.changing alter column id type text; notify pgrst, 'reload schema'")
+        .await;
+    wanted("/rpc/changing_rows?id=eq.7", json!([{"id": "7"}])).await;
     stop.cancel();
     listening.await.unwrap();
 }

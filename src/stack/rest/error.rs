@@ -386,10 +386,10 @@ impl RestError {
                 }
             }
             Self::Database { error, anonymous } => render_refusal(*error, anonymous),
-            Self::Connection => plain(StatusCode::SERVICE_UNAVAILABLE, "PGRST000"),
-            Self::ConnectionLost => plain(StatusCode::SERVICE_UNAVAILABLE, "PGRST001"),
-            Self::NoCatalog => plain(StatusCode::SERVICE_UNAVAILABLE, "PGRST002"),
-            Self::PoolTimeout => plain(StatusCode::GATEWAY_TIMEOUT, "PGRST003"),
+            Self::Connection => passing(plain(StatusCode::SERVICE_UNAVAILABLE, "PGRST000")),
+            Self::ConnectionLost => passing(plain(StatusCode::SERVICE_UNAVAILABLE, "PGRST001")),
+            Self::NoCatalog => passing(plain(StatusCode::SERVICE_UNAVAILABLE, "PGRST002")),
+            Self::PoolTimeout => passing(plain(StatusCode::GATEWAY_TIMEOUT, "PGRST003")),
             Self::Unsupported { .. } => Rendered {
                 details: text(
                     "The embedded control plane serves a subset of PostgREST: reading tables and views, and calling functions.",
@@ -403,6 +403,12 @@ impl RestError {
             Self::TooComplex { .. } => plain(bad, "INF400"),
         }
     }
+}
+
+/// Adds when to try again to an error that passes by itself.
+fn passing(mut rendered: Rendered) -> Rendered {
+    rendered.headers.push((header::RETRY_AFTER, HeaderValue::from_static("1")));
+    rendered
 }
 
 /// Renders what PostgreSQL said, with the special errors `PTxyz` and `PGRST`.

@@ -159,7 +159,10 @@ impl Rest {
     /// `notify pgrst` and after migrations.
     pub async fn reload(&self) -> Result<(), RestError> {
         let called = Instant::now();
-        self.load_unless(|loaded| loaded.at > called).await.map(|_| ())
+        self.load_unless(|loaded| loaded.at > called).await?;
+        // What was prepared may have taken a column for another type than it now has.
+        self.context().pool.manager().statement_caches.clear();
+        Ok(())
     }
 
     fn context(&self) -> &RestContext {
