@@ -181,6 +181,11 @@ impl World {
         self.operator.set_setting(key, &value).await.unwrap();
     }
 
+    /// Returns the folder of the control plane's data.
+    pub(crate) fn control_folder(&self) -> PathBuf {
+        self.root.path().join("control")
+    }
+
     /// Returns the URL that nodes use.
     pub(crate) fn node_url(&self) -> String {
         self.gate.as_ref().map_or_else(|| self.url.clone(), ControlGate::url)

@@ -69,3 +69,5 @@ mod job_stream;
 mod market;
 #[cfg(feature = "stack")]
 mod market_races;
+#[cfg(feature = "stack")]
+mod secrets;
