@@ -98,9 +98,13 @@ pub(super) async fn run(
     let record =
         Record { attempt, lease, job, started: Timestamp::now().as_second(), finished: None };
     let (started, journalled) = tokio::join!(
-        // First, so that the request is on its way while the journal is written.
         start(&context, attempt, lease, &mut stop),
-        async { context.journal.write(&record) },
+        async {
+            // The request goes out first; the journal is written while the
+            // control plane works on it.
+            tokio::task::yield_now().await;
+            context.journal.write(&record)
+        },
     );
     if let Err(error) = journalled {
         warn!(%attempt, error = %error, "the journal could not be written");

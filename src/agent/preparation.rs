@@ -29,7 +29,8 @@ pub async fn prepare(
     let catalogue = Catalogue::load(&directories.config().join("engines.toml"))?;
     let socket = format!("unix://{}", config.docker().socket.display());
     let engines = EnginePool::new(EngineConfig {
-        node: keys.public_hex(),
+        // Enough to tell two nodes of one machine apart, and short in `docker ps`.
+        node: keys.public_hex()[..16].to_owned(),
         catalogue: catalogue.clone(),
         models: config.models().iter().map(served).collect(),
         runtime_dir: directories.runtime().join("engines"),

@@ -89,6 +89,7 @@ async fn a_killed_control_plane_comes_back_and_everything_goes_on() {
 /// Runs jobs through a Realtime that fails; they arrive by heartbeat.
 async fn jobs_complete_without_realtime(gate: Gate) {
     let world = World::start_behind(gate).await;
+    world.set("heartbeat_secs", json!(1)).await;
     let engine = FixedRateEngine::start(Duration::from_millis(5)).await;
     let node = world.enrol("attic", &engine, 1).await;
     let mut agent = node.start().await;

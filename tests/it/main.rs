@@ -11,6 +11,8 @@ mod agent_gate;
 #[cfg(feature = "stack")]
 mod agent_jobs;
 #[cfg(feature = "stack")]
+mod agent_llama;
+#[cfg(feature = "stack")]
 mod agent_start;
 #[cfg(feature = "stack")]
 mod agent_world;
