@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use infernet::agent::status::{Phase, Wakeups};
 use infernet::control::rpc::JobState;
+use infernet::identity::Keys;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -260,6 +261,21 @@ async fn a_suspended_node_gets_no_work_and_says_so() {
     world.operator.set_node_approval(node.id, "approved").await.unwrap();
     let _agent = node.start().await;
     assert_eq!(consumer.ended(running.id).await.state, JobState::Completed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_was_never_enrolled_is_told_so() {
+    let world = World::start().await;
+    let engine = FixedRateEngine::start(PAUSE).await;
+    let node = world.enrol("attic", &engine, 1).await;
+    let key = node.folder.join("config/node.key");
+    std::fs::remove_file(&key).unwrap();
+    Keys::load_or_create(&key).unwrap();
+    let refused = run(&node.folder, &["start"]).await;
+    let said = talk(&refused);
+    assert_eq!(refused.status.code(), Some(4), "{said}");
+    assert!(said.contains("enrol"), "{said}");
+    assert!(said.contains("Hint: "), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -48,7 +48,7 @@ async fn a_real_model_answers_and_its_container_ends_with_the_agent() {
     assert_ne!(first, second);
 
     // A container that is killed in the middle of an answer is not the end.
-    let mut running = consumer.submit_model(MODEL, 400).await;
+    let mut running = consumer.submit_model(MODEL, 150).await;
     running.hear(None, |heard| heard.deltas > 1).await;
     docker(&["kill", &second[0]]);
     let job = consumer.ended(running.id).await;
