@@ -97,12 +97,13 @@ pub(super) async fn run(
     let lease = LeaseId::generate();
     let record =
         Record { attempt, lease, job, started: Timestamp::now().as_second(), finished: None };
-    let (started, journalled) = tokio::join!(start(&context, attempt, lease, &mut stop), async {
-        // The request goes out first; the journal is written while the
-        // control plane works on it.
+    let journal = async {
+        // The request goes out first; the journal is written while the control
+        // plane works on it.
         tokio::task::yield_now().await;
         context.journal.write(&record)
-    },);
+    };
+    let (started, journalled) = tokio::join!(start(&context, attempt, lease, &mut stop), journal);
     if let Err(error) = journalled {
         warn!(%attempt, error = %error, "the journal could not be written");
     }
