@@ -20,6 +20,7 @@
 mod backoff;
 mod connection;
 pub mod frame;
+mod subscription;
 mod worker;
 
 use std::sync::Arc;

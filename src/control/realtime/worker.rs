@@ -22,13 +22,11 @@ use super::frame::{
     EVENT_ACCESS_TOKEN, EVENT_BROADCAST, EVENT_CLOSE, EVENT_ERROR, EVENT_HEARTBEAT, EVENT_JOIN,
     EVENT_LEAVE, EVENT_REPLY, EVENT_SYSTEM, Frame, ProtocolVersion, Ref, TOPIC_PHOENIX, to_raw,
 };
+use super::subscription::{AccessToken, Empty, Join, Phase, STEADY, Subscription, is_crowded};
 use super::{
     ChannelEvent, JoinOptions, MAX_INCOMING, RealtimeEndpoint, Shared, SocketState, Timing,
 };
 
-/// A connection or a join that held this long was a good one: the next pause
-/// starts small again.
-const STEADY: Duration = Duration::from_secs(30);
 /// The longest wait for the server's close frame at shutdown.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How many queued commands are handled before the socket is flushed.
@@ -68,54 +66,6 @@ pub(super) fn reference_text(reference: u64) -> Box<RawValue> {
 /// Reads a ref that this client wrote.
 fn reference_number(reference: &Ref) -> Option<u64> {
     reference.as_deref()?.get().trim_matches('"').parse().ok()
-}
-
-/// Where a channel stands.
-#[derive(Debug)]
-enum Phase {
-    /// It is to be joined at that time, when the socket is open.
-    Waiting { at: Instant },
-    /// The join was sent and is unanswered.
-    Joining { reference: u64, deadline: Instant, token: String },
-    /// It is joined.
-    Joined { reference: u64, since: Instant, token: String },
-}
-
-/// A channel as the task keeps it.
-struct Subscription {
-    shared: Arc<Shared>,
-    options: JoinOptions,
-    events: mpsc::UnboundedSender<ChannelEvent>,
-    phase: Phase,
-    /// Pauses after the server ended the channel.
-    ended: Backoff,
-    /// Pauses after a refused join.
-    refused: Backoff,
-}
-
-impl Subscription {
-    fn emit(&self, event: ChannelEvent) {
-        // The receiver may be gone already; its leave is on the way.
-        let _ = self.events.send(event);
-    }
-
-    /// Gives up the current join, if there is one.
-    fn lose(&mut self, at: Instant) {
-        let was_joined = matches!(self.phase, Phase::Joined { .. });
-        self.shared.join_ref.store(0, Ordering::Release);
-        self.phase = Phase::Waiting { at };
-        if was_joined {
-            self.emit(ChannelEvent::Lost);
-        }
-    }
-
-    /// Returns the ref of the join that is under way or done.
-    fn reference(&self) -> Option<u64> {
-        match self.phase {
-            Phase::Waiting { .. } => None,
-            Phase::Joining { reference, .. } | Phase::Joined { reference, .. } => Some(reference),
-        }
-    }
 }
 
 /// Why serving a socket ended.
@@ -417,7 +367,7 @@ impl Worker {
                 let Some(subscription) = self.subscriptions.get_mut(&frame.topic) else { return };
                 // A close of an older join of this topic is no news.
                 if reference.is_some() && subscription.reference() == reference {
-                    end(subscription);
+                    subscription.end();
                     self.reschedule();
                 }
             }
@@ -510,7 +460,7 @@ impl Worker {
                     && reference.is_some_and(|reference| reference > *join_ref)
                     && reason() == UNMATCHED_TOPIC =>
             {
-                end(subscription);
+                subscription.end();
                 self.reschedule();
             }
             _ => {}
@@ -573,15 +523,7 @@ impl Worker {
         let Some(subscription) = self.subscriptions.get_mut(topic) else { return };
         let options = subscription.options;
         subscription.phase = Phase::Joining { reference, deadline, token: token.clone() };
-        let payload = Join {
-            config: Config {
-                private: options.private,
-                broadcast: Broadcast { ack: options.ack, itself: options.self_broadcast },
-                presence: Presence { enabled: false, key: "" },
-                postgres_changes: [],
-            },
-            access_token: Some(token.as_str()).filter(|token| !token.is_empty()),
-        };
+        let payload = Join::new(options, &token);
         self.push(topic, EVENT_JOIN, &payload, reference, Some(reference));
     }
 
@@ -634,64 +576,9 @@ impl Worker {
     }
 }
 
-/// Marks a channel that the server ended, and sets the time of its rejoin.
-fn end(subscription: &mut Subscription) {
-    if let Phase::Joined { since, .. } = subscription.phase
-        && since.elapsed() >= STEADY
-    {
-        subscription.ended.reset();
-    }
-    let pause = subscription.ended.pause();
-    subscription.lose(Instant::now() + pause);
-}
-
-/// Tells a refusal for reasons of load from one for reasons of rights.
-fn is_crowded(reason: &str) -> bool {
-    reason.contains("Too many connected users")
-        || reason.starts_with("ConnectionRateLimitReached")
-        || reason.starts_with("ClientJoinRateLimitReached")
-}
-
 async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,
     }
-}
-
-/// An empty JSON object.
-#[derive(Serialize)]
-struct Empty {}
-
-#[derive(Serialize)]
-struct AccessToken<'a> {
-    access_token: &'a str,
-}
-
-#[derive(Serialize)]
-struct Join<'a> {
-    config: Config,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    access_token: Option<&'a str>,
-}
-
-#[derive(Serialize)]
-struct Config {
-    private: bool,
-    broadcast: Broadcast,
-    presence: Presence,
-    postgres_changes: [(); 0],
-}
-
-#[derive(Serialize)]
-struct Broadcast {
-    ack: bool,
-    #[serde(rename = "self")]
-    itself: bool,
-}
-
-#[derive(Serialize)]
-struct Presence {
-    enabled: bool,
-    key: &'static str,
 }
