@@ -2,14 +2,18 @@
 //! the frames is, a fenced node is not read, and without Realtime the answer
 //! still comes.
 
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use infernet::control::job_stream::{JobEvent, JobStream, StreamTiming, open_realtime};
-use infernet::control::realtime::{Channel, ChannelEvent};
+use infernet::control::realtime::{Channel, ChannelEvent, Realtime, RealtimeEndpoint};
 use infernet::control::rpc::{Job, JobState, StartedAttempt, SubmitJob, Usage};
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::lossy_proxy::LossyProxy;
 use crate::market::{LIMIT, Market, TestNode};
 
 const MODEL: &str = "stream-test";
@@ -280,5 +284,126 @@ async fn cancelling_pays_for_what_was_delivered() {
     assert_eq!(read.screen, "one two");
     assert_eq!(read.job.usage.unwrap().output_tokens, 2);
     assert!(!read.job.cost.unwrap().is_zero());
+    market.close().await;
+}
+
+/// A socket of the consumer's that goes elsewhere than to the control plane.
+fn realtime_at(market: &Market, address: SocketAddr, shutdown: &CancellationToken) -> Realtime {
+    let base = url::Url::parse(&format!("http://{address}")).unwrap();
+    let endpoint = RealtimeEndpoint::new(&base, &market.plane.keys().publishable_key).unwrap();
+    let tokens = market.consumer.session().unwrap().newest_token();
+    Realtime::spawn(endpoint, tokens, shutdown.clone())
+}
+
+fn gateway(market: &Market) -> SocketAddr {
+    market.plane.url().trim_start_matches("http://").parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_line_that_drops_a_fifth_of_everything_costs_nothing() {
+    let market = Market::open().await;
+    let node = market.node("attic", MODEL, 1).await;
+    let proxy = LossyProxy::start(gateway(&market)).await;
+    proxy.lose(0.2);
+    let shutdown = CancellationToken::new();
+    let realtime = realtime_at(&market, proxy.address, &shutdown);
+    let mut stream = JobStream::submit(
+        &market.consumer,
+        Some(&realtime),
+        &question("count"),
+        StreamTiming::default(),
+    )
+    .await
+    .unwrap();
+    let text = pieces(200);
+    let writing = async {
+        let attempt = node.take().await;
+        let mut writer = Writer::new(&node, attempt, 0.0).await;
+        for piece in &text {
+            writer.write(piece).await;
+        }
+        writer.end().await;
+        let written = writer.written.clone();
+        node.complete(&writer.attempt, &written, "stop", usage(&written)).await
+    };
+    let (read, done) = tokio::join!(read(&mut stream), writing);
+    assert!(done.accepted, "{done:?}");
+    assert_eq!(read.screen, text.concat());
+    assert_eq!(read.voided, 0);
+    assert!(stream.measure().streamed && proxy.dropped() > 0);
+    shutdown.cancel();
+    market.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_socket_that_falls_silent_does_not_hold_the_answer_back() {
+    let market = Market::open().await;
+    let node = market.node("attic", MODEL, 1).await;
+    let proxy = LossyProxy::start(gateway(&market)).await;
+    let shutdown = CancellationToken::new();
+    let realtime = realtime_at(&market, proxy.address, &shutdown);
+    let mut stream = JobStream::submit(
+        &market.consumer,
+        Some(&realtime),
+        &question("count"),
+        StreamTiming::default(),
+    )
+    .await
+    .unwrap();
+    proxy.silence(true);
+    let writing = async {
+        let attempt = node.take().await;
+        let mut writer = Writer::new(&node, attempt, 0.0).await;
+        writer.write("one ").await;
+        writer.write("two ").await;
+        node.complete(&writer.attempt, "one two ", "stop", usage("one two")).await
+    };
+    let (read, done) = tokio::join!(read(&mut stream), writing);
+    assert!(done.accepted, "{done:?}");
+    assert_eq!(read.screen, "one two ");
+    shutdown.cancel();
+    market.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_socket_that_is_refused_or_full_delays_nothing() {
+    let market = Market::open().await;
+    let node = market.node("attic", MODEL, 1).await;
+    // One port at which nobody listens, one at which there is no room.
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let nobody = closed.local_addr().unwrap();
+    drop(closed);
+    let full = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let no_room = full.local_addr().unwrap();
+    let refusing = tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = full.accept().await.unwrap();
+            let mut request = [0; 4096];
+            stream.read(&mut request).await.unwrap();
+            let answer = "HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n";
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+    for address in [nobody, no_room] {
+        let shutdown = CancellationToken::new();
+        let realtime = realtime_at(&market, address, &shutdown);
+        // A join that nobody answers would be waited for, for this long.
+        let timing = StreamTiming { join: LIMIT, ..StreamTiming::default() };
+        let asked = Instant::now();
+        let mut stream =
+            JobStream::submit(&market.consumer, Some(&realtime), &question("count"), timing)
+                .await
+                .unwrap();
+        assert!(asked.elapsed() < LIMIT / 2, "{address}");
+        let working = async {
+            let attempt = node.take().await;
+            node.complete(&attempt, "one two", "stop", usage("one two")).await
+        };
+        let (read, done) = tokio::join!(read(&mut stream), working);
+        assert!(done.accepted, "{done:?}");
+        assert_eq!(read.screen, "one two");
+        shutdown.cancel();
+    }
+    refusing.abort();
     market.close().await;
 }
