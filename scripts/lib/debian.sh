@@ -43,11 +43,14 @@ install_packages() {
     printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
     as_root chmod 755 "$policy"
   fi
-  local status=0
+  local status=0 log
+  log=$(mktemp)
   as_root env DEBIAN_FRONTEND=noninteractive \
     apt-get install -qq -y --no-install-recommends -o Dpkg::Options::=--force-confold \
-    "${missing[@]}" </dev/null >&2 || status=$?
+    "${missing[@]}" </dev/null >"$log" 2>&1 || status=$?
   [ "$made" = no ] || as_root rm -f "$policy"
+  [ "$status" -eq 0 ] || tail -n 20 "$log" >&2
+  rm -f "$log"
   [ "$status" -eq 0 ] || fail "apt-get could not install ${missing[*]}." \
     "Its own words are above."
 }
