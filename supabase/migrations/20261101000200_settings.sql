@@ -79,9 +79,10 @@ language sql stable set search_path = '' as $$
   select make_interval(secs => infernet.setting_number(p_key)::double precision)
 $$;
 
--- Refuses values that would break the market; Studio goes through the same check.
+-- Refuses values that would break the market; Studio and the service role go through the same check,
+-- hence security definer: they may not call what it calls.
 create function infernet.check_setting() returns trigger
-language plpgsql set search_path = '' as $$
+language plpgsql security definer set search_path = '' as $$
 declare
   v_text text := new.value #>> '{}';
 begin
