@@ -349,16 +349,21 @@ fn open_log(path: &Path) -> Result<File, ProcessError> {
 /// Only one earlier log is kept, so that both together stay below twice the
 /// cap, plus what one interval between two calls writes.
 pub fn rotate_log(files: &ProcessFiles, cap: u64) -> Result<bool, ProcessError> {
+    let Some(log) = renew_log(files, cap)? else { return Ok(false) };
+    nix::unistd::dup2_stderr(&log)
+        .map_err(|errno| ProcessError::File { path: files.log(), source: errno.into() })?;
+    Ok(true)
+}
+
+/// Moves a log that is too large aside and opens a new one in its place.
+fn renew_log(files: &ProcessFiles, cap: u64) -> Result<Option<File>, ProcessError> {
     let path = files.log();
     let size = fs::metadata(&path).map_or(0, |metadata| metadata.len());
     if size <= cap {
-        return Ok(false);
+        return Ok(None);
     }
     fs::rename(&path, path.with_extension("log.1")).map_err(ProcessError::file(&path))?;
-    let log = open_log(&path)?;
-    nix::unistd::dup2_stderr(&log)
-        .map_err(|errno| ProcessError::File { path, source: errno.into() })?;
-    Ok(true)
+    open_log(&path).map(Some)
 }
 
 #[cfg(test)]
@@ -399,5 +404,23 @@ mod tests {
         assert!(!rotate_log(&files, 10).unwrap());
         fs::write(files.log(), "short").unwrap();
         assert!(!rotate_log(&files, 10).unwrap());
+    }
+
+    #[test]
+    fn a_large_log_is_kept_once_and_the_new_one_is_private() {
+        let home = tempfile::tempdir().unwrap();
+        let files = files(&home);
+        files.prepare().unwrap();
+        for text in ["the first long log", "the second long log"] {
+            fs::write(files.log(), text).unwrap();
+            let mut log = renew_log(&files, 10).unwrap().unwrap();
+            log.write_all(b"new").unwrap();
+            let kept = home.path().join("state/agent.log.1");
+            assert_eq!(fs::read_to_string(kept).unwrap(), text);
+            assert_eq!(fs::read_to_string(files.log()).unwrap(), "new");
+        }
+        let mode = fs::metadata(files.log()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(fs::read_dir(home.path().join("state")).unwrap().count(), 2);
     }
 }

@@ -1,14 +1,20 @@
 //! `infernet status`.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use serde::Serialize;
+use tokio::time::timeout;
 
 use super::Context;
 use super::output::columns;
 use crate::agent::process;
 use crate::agent::status::{self, AgentStatus, Phase, Wakeups};
 use crate::command_error::{CommandError, RelayedError};
-use crate::control::rpc::NodeStatus;
+use crate::control::rpc::{NodeStatus, Rpc};
+
+/// How long the control plane may take; what this machine knows is shown anyway.
+const ANSWER_TIME: Duration = Duration::from_secs(4);
 
 /// The arguments of `infernet status`.
 #[derive(Debug, clap::Args)]
@@ -34,9 +40,12 @@ pub(crate) async fn run(_args: &Args, context: &Context) -> Result<(), CommandEr
     context.config()?.node()?;
     let files = context.process_files();
     let running = process::running(&files)?;
-    let agent = running.and_then(|_pid| status::read(&files.status()));
+    // A file that another process left says nothing about this one.
+    let agent = running.and_then(|pid| {
+        status::read(&files.status()).filter(|status| i64::from(status.pid) == i64::from(pid))
+    });
     let seen = match context.node().await {
-        Ok(rpc) => rpc.node_status().await.map_err(CommandError::from),
+        Ok(rpc) => ask(&rpc).await,
         Err(error) => Err(error),
     };
     let (node, trouble) = match seen {
@@ -78,6 +87,18 @@ pub(crate) async fn run(_args: &Args, context: &Context) -> Result<(), CommandEr
         context.output.talk("\nStart it with: infernet start");
     }
     Ok(())
+}
+
+/// Asks the control plane, not for longer than a person likes to wait.
+async fn ask(rpc: &Rpc) -> Result<NodeStatus, CommandError> {
+    match timeout(ANSWER_TIME, rpc.node_status()).await {
+        Ok(answer) => Ok(answer?),
+        Err(_elapsed) => Err(CommandError::unavailable(format!(
+            "The control plane at {} cannot be reached, or does not answer within {} s.",
+            rpc.control().base_url(),
+            ANSWER_TIME.as_secs()
+        ))),
+    }
 }
 
 fn rows(report: &Report) -> Vec<Vec<String>> {

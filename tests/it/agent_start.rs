@@ -53,6 +53,19 @@ async fn a_machine_that_is_no_node_is_told_to_become_one() {
     }
 }
 
+#[test]
+fn the_agents_own_binary_is_start_in_the_foreground() {
+    let home = node(&nobody());
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_infernet-agent"))
+        .env("INFERNET_CONFIG_DIR", home.path().join("config"))
+        .env("INFERNET_STATE_DIR", home.path().join("state"))
+        .env("INFERNET_RUNTIME_DIR", home.path().join("run"))
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(talk(&output).contains("This machine is not set up as a node."), "{}", talk(&output));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unreachable_control_plane_is_named_in_both_ways_of_starting() {
     let home = node(&lonely_node(""));
