@@ -7,7 +7,7 @@
 //!
 //! A request goes through [`request`] (what does it name), [`query`] and
 //! [`grammar`] (what do the parameters say), [`plan`] or [`call`] (what does
-//! that mean in this [`catalog`]), [`sql`] (the statement), [`execute`] (the
+//! that mean in this [`catalog`]), [`statement`] and [`sql`] (the text), [`execute`] (the
 //! transaction) and [`response`]. Time limits and cross-origin headers are the
 //! gateway's, in front of this. Names are quoted, values are bound, and the
 //! role of the token decides in PostgreSQL what may be seen.
@@ -28,6 +28,7 @@ mod relation;
 mod request;
 mod response;
 mod sql;
+mod statement;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, RwLock};
@@ -43,18 +44,18 @@ use deadpool_postgres::Pool;
 use serde_json::Value;
 
 use self::call::{Arguments, find_function};
-use self::catalog::{Catalog, Function, Name, most_similar};
+use self::catalog::Catalog;
 pub use self::error::{DatabaseRefusal, RestError};
 use self::execute::{Outcome, Work};
 pub use self::listen::reload_on_notify;
-use self::media_type::{MediaType, Shape};
-use self::plan::ReadNode;
+use self::media_type::MediaType;
 use self::preference::{Count, Preferences};
 use self::query::QueryParameters;
 use self::range::RowRange;
 use self::request::{Action, Resource};
 use self::response::Frame;
-use self::sql::{CountedRows, ResultShape, SOURCE, Sql};
+use self::sql::Sql;
+use self::statement::{Call, Planned, plan_call, plan_read};
 use crate::stack::api_key::ApiKeys;
 use crate::stack::jwt::{Claims, JwtVerifier, bearer_token};
 
@@ -450,197 +451,6 @@ impl Incoming<'_> {
         }
         Ok(())
     }
-}
-
-/// A function to be called.
-struct Call {
-    name: Name,
-    keys: BTreeSet<String>,
-    arguments: Arguments,
-    /// The media type of the body, where there is one.
-    content: Option<MediaType>,
-}
-
-impl Call {
-    fn from_body(
-        name: Name,
-        content: MediaType,
-        body: Bytes,
-        parameters: &QueryParameters,
-    ) -> Result<Self, RestError> {
-        let (keys, arguments) = match &content {
-            MediaType::Json => {
-                let keys = match &parameters.columns {
-                    Some(columns) => columns.iter().cloned().collect(),
-                    None => body::argument_names(&body)?,
-                };
-                (keys, Arguments::Body(body))
-            }
-            MediaType::Form => {
-                let text = std::str::from_utf8(&body)
-                    .map_err(|_| RestError::Body("The form is not UTF-8".to_owned()))?;
-                let pairs: Vec<(String, String)> = query::parse_pairs(text)?
-                    .into_iter()
-                    .map(|(key, value)| (key, value.unwrap_or_default()))
-                    .collect();
-                let keys = pairs.iter().map(|(key, _)| key.clone()).collect();
-                (keys, Arguments::Direct(pairs))
-            }
-            MediaType::Text | MediaType::Xml | MediaType::Bytes => {
-                (BTreeSet::new(), Arguments::Body(body))
-            }
-            MediaType::Csv => {
-                return Err(RestError::Unsupported { feature: "Arguments in CSV" });
-            }
-            other => {
-                return Err(RestError::Body(format!(
-                    "Content-Type not acceptable: {}",
-                    other.name()
-                )));
-            }
-        };
-        Ok(Self { name, keys, arguments, content: Some(content) })
-    }
-}
-
-/// A statement and how to run it.
-struct Planned {
-    query: Sql,
-    explain: Option<Sql>,
-    media_type: MediaType,
-    read_only: bool,
-    isolation: Option<String>,
-    role_settings: Vec<(String, String)>,
-    function_settings: Vec<(String, String)>,
-    call: bool,
-    void: bool,
-}
-
-fn plan_read(
-    context: &RestContext,
-    catalog: &Catalog,
-    incoming: &Incoming<'_>,
-    name: &Name,
-    parameters: &QueryParameters,
-    range: RowRange,
-) -> Result<Planned, RestError> {
-    if !catalog.tables.contains_key(name) {
-        let same_schema = catalog.tables.keys().filter(|other| other.schema == name.schema);
-        let near = most_similar(same_schema.map(|other| other.name.as_str()), &name.name, 0.75);
-        return Err(RestError::NoTable {
-            schema: name.schema.clone(),
-            name: name.name.clone(),
-            suggestion: near
-                .map(|near| format!("Perhaps you meant the table '{}.{near}'", name.schema)),
-        });
-    }
-    let max_rows = context.max_rows.map(i64::from);
-    let node = ReadNode::plan(catalog, name.clone(), false, parameters, range, max_rows)?;
-    let (media_type, shape) = media_type::negotiate(&incoming.accepted, incoming.head)?;
-    incoming.check_preferences()?;
-
-    let mut query = Sql::default();
-    query.push("with ").push(SOURCE).push(" as (");
-    query.read(&node);
-    query.push(")");
-    let estimated = incoming.preferences.count == Some(Count::Estimated);
-    let count = incoming.preferences.counts_rows().then_some(CountedRows {
-        node: &node,
-        at_most: max_rows.filter(|_| estimated).map(|rows| rows + 1),
-    });
-    let result = ResultShape { shape, single: false, scalar: false };
-    query.wrap(count, result, |sql| {
-        sql.push("select * from ").push(SOURCE);
-    });
-    let explain = incoming.preferences.asks_planner().then(|| {
-        let mut explain = Sql::default();
-        explain.push("explain (format json) ");
-        explain.count_rows(&node);
-        explain
-    });
-    Ok(Planned {
-        query,
-        explain,
-        media_type,
-        read_only: true,
-        isolation: isolation_of(catalog, incoming, &[]),
-        role_settings: catalog.settings_of_role(&incoming.caller.role).to_vec(),
-        function_settings: Vec::new(),
-        call: false,
-        void: false,
-    })
-}
-
-fn plan_call(
-    context: &RestContext,
-    catalog: &Catalog,
-    incoming: &Incoming<'_>,
-    call: &Call,
-    parameters: &QueryParameters,
-    range: RowRange,
-) -> Result<Planned, RestError> {
-    let function = find_function(catalog, &call.name, &call.keys, call.content.as_ref())?;
-    if function.returns_media {
-        return Err(RestError::Unsupported { feature: "Results with a media type of their own" });
-    }
-    let rows = Name::new(function.name.schema.clone(), function.result_name());
-    let max_rows = context.max_rows.map(i64::from);
-    let node = ReadNode::plan(catalog, rows, true, parameters, range, max_rows)?;
-    let (media_type, shape) = media_type::negotiate(&incoming.accepted, incoming.head)?;
-    incoming.check_preferences()?;
-    if incoming.preferences.strict_max_affected().is_some() && function.returns_single() {
-        return Err(RestError::MaxAffectedShape);
-    }
-
-    let mut query = Sql::default();
-    query.call(function, &call.keys, &call.arguments, &node);
-    let count =
-        incoming.preferences.counts_rows().then_some(CountedRows { node: &node, at_most: None });
-    query.wrap(count, result_of(function, shape), |sql| sql.read(&node));
-    Ok(Planned {
-        query,
-        explain: None,
-        media_type,
-        read_only: call.content.is_none() || !function.volatile,
-        isolation: isolation_of(catalog, incoming, &function.settings),
-        role_settings: catalog.settings_of_role(&incoming.caller.role).to_vec(),
-        function_settings: function
-            .settings
-            .iter()
-            .filter(|(name, _)| name != ISOLATION)
-            .cloned()
-            .collect(),
-        call: true,
-        void: function.returns_void,
-    })
-}
-
-fn result_of(function: &Function, shape: Shape) -> ResultShape {
-    ResultShape {
-        shape,
-        single: function.returns_single(),
-        scalar: function.returns_scalar() || function.returns_scalars(),
-    }
-}
-
-/// The setting that must be part of `begin`.
-const ISOLATION: &str = "default_transaction_isolation";
-
-/// The isolation level that the function, else the role, asks for. Only the
-/// known ones become part of a statement.
-fn isolation_of(
-    catalog: &Catalog,
-    incoming: &Incoming<'_>,
-    function_settings: &[(String, String)],
-) -> Option<String> {
-    let role_settings = catalog.settings_of_role(&incoming.caller.role);
-    let of = |settings: &[(String, String)]| {
-        let found = settings.iter().rev().find(|(name, _)| name == ISOLATION);
-        found.map(|(_, value)| value.to_ascii_lowercase())
-    };
-    of(function_settings)
-        .or_else(|| of(role_settings))
-        .filter(|level| ["serializable", "repeatable read"].contains(&level.as_str()))
 }
 
 /// The range of the top level: limit and offset, and for GET the header.
