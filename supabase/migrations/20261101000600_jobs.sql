@@ -55,6 +55,7 @@ create index jobs_provider on public.jobs (provider_id) where provider_id is not
 create index jobs_queue on public.jobs (model_id, priority desc, created_at) where state = 'queued';
 create index jobs_deadline on public.jobs (deadline_at)
   where state in ('unpaid', 'queued', 'assigned', 'running', 'cancelling');
+create index jobs_cancelling on public.jobs (cancel_at) where state = 'cancelling';
 
 -- What a job says and answers, apart from its row: only its consumer reads it, and it can be
 -- deleted while the job's history and its payment stay.
