@@ -346,8 +346,11 @@ begin
     v_state := infernet.abandon_attempt(v_attempt, 'failed', p_code,
       coalesce(nullif(btrim(regexp_replace(p_message, '[[:cntrl:]]+', ' ', 'g')), ''), 'The node gave no reason.'),
       p_code <> 'shutdown', p_code = 'bad_request' or not coalesce(p_retry, true));
-    return jsonb_build_object('accepted', true, 'job_state', v_state, 'next',
-      case when p_code = 'bad_request' then infernet.offered(infernet.fill_slot(v_attempt.offer_id, true)) end);
+    return jsonb_build_object('accepted', true, 'job_state', v_state, 'next', infernet.offered(coalesce(
+      case when p_code = 'bad_request' then infernet.fill_slot(v_attempt.offer_id, true) end,
+      -- The same job may come straight back, and no message tells a node of what its own call did.
+      (select a.id from public.job_attempts a
+       where a.job_id = v_attempt.job_id and a.provider_id = v_node.id and a.state = 'offered'))));
   end if;
   return jsonb_build_object('accepted', false, 'next', null,
     'job_state', (select j.state from public.jobs j where j.id = v_attempt.job_id));

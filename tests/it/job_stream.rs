@@ -378,8 +378,10 @@ async fn a_socket_that_is_refused_or_full_delays_nothing() {
     let refusing = tokio::spawn(async move {
         loop {
             let (mut stream, _) = full.accept().await.unwrap();
-            let mut request = [0; 4096];
-            stream.read(&mut request).await.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                assert_ne!(stream.read_buf(&mut request).await.unwrap(), 0, "half a request");
+            }
             let answer = "HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n";
             stream.write_all(answer.as_bytes()).await.unwrap();
         }

@@ -124,7 +124,7 @@ async fn no_secret_is_where_it_does_not_belong() {
     }
     // What the control plane wrote outside its database: secrets in their own files, closed to others.
     let own = [data.secrets(), data.operator_key()];
-    for path in own.iter() {
+    for path in &own {
         assert_eq!(
             fs::metadata(path).unwrap().permissions().mode() & 0o777,
             0o600,
