@@ -32,6 +32,8 @@ const START_LIMIT: Duration = Duration::from_secs(120);
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 /// How long one job may take.
 const JOB_LIMIT: Duration = Duration::from_secs(120);
+/// How long the last piece may come after the word that the job is done.
+const PATIENCE: Duration = Duration::from_millis(500);
 /// How long a channel may take to be joined.
 const JOIN_LIMIT: Duration = Duration::from_secs(10);
 
@@ -158,15 +160,26 @@ impl Consumer {
         let mut answered: Option<(Instant, SubmittedJob)> = None;
         let mut pieces = Vec::new();
         let mut ended = false;
+        // The word of SQL that the job is done may overtake the node's last piece,
+        // for which there is a little time then.
+        let mut patience = None;
         // Messages may be there before the call's own answer.
         while !ended || answered.is_none() {
+            let tired = async {
+                match patience {
+                    Some(until) => tokio::time::sleep_until(until).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 biased;
                 event = channel.recv() => match event {
                     Some(ChannelEvent::Broadcast { event, payload, .. }) => match event.as_str() {
                         "delta" => pieces.push((Instant::now(), end_of(&payload))),
                         "end" => ended = true,
-                        "state" => ended |= says_ended(&payload),
+                        "state" if says_ended(&payload) => {
+                            patience = Some(tokio::time::Instant::now() + PATIENCE);
+                        }
                         _ => {}
                     },
                     Some(_) => {}
@@ -175,6 +188,7 @@ impl Consumer {
                 answer = &mut call, if answered.is_none() => {
                     answered = Some((Instant::now(), answer?));
                 }
+                () = tired => ended = true,
             }
         }
         let (answered, submitted) = answered.expect("the loop ends with an answer");
