@@ -178,6 +178,8 @@ impl Consumer {
                         "delta" => pieces.push((Instant::now(), end_of(&payload))),
                         "end" => ended = true,
                         "state" if says_ended(&payload) => {
+                            // An answer that was faster than the stream comes whole.
+                            ended = pieces.is_empty();
                             patience = Some(tokio::time::Instant::now() + PATIENCE);
                         }
                         _ => {}
