@@ -78,13 +78,17 @@ end $$;
 -- What offers of a model ask for so many tokens. Offers of suspended nodes do not count.
 create function infernet.quote(p_model uuid, p_input_tokens int, p_output_tokens int)
 returns table (offers bigint, online bigint, lowest numeric, highest numeric)
-language sql stable security definer set search_path = '' as $$
-  select count(*), count(*) filter (where n.lease_until > infernet.clock() and not n.draining),
-         min(infernet.price(o.price_input, o.price_output, p_input_tokens, p_output_tokens)),
-         max(infernet.price(o.price_input, o.price_output, p_input_tokens, p_output_tokens))
-  from public.offers o join public.node_liveness n on n.node_id = o.provider_id
-  where o.model_id = p_model and o.enabled and o.approved
-$$;
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_now timestamptz := infernet.clock();
+begin
+  return query
+    select count(*), count(*) filter (where n.lease_until > v_now and not n.draining),
+           min(infernet.price(o.price_input, o.price_output, p_input_tokens, p_output_tokens)),
+           max(infernet.price(o.price_input, o.price_output, p_input_tokens, p_output_tokens))
+    from public.offers o join public.node_liveness n on n.node_id = o.provider_id
+    where o.model_id = p_model and o.enabled and o.approved;
+end $$;
 
 create function infernet.find_model(p_name text) returns public.models
 language plpgsql stable security definer set search_path = '' as $$

@@ -16,22 +16,25 @@ $$;
 -- The best offers for a job that could start it now, best first; ties are random. A node on which
 -- the job failed before comes last, and only after the job's retry_after.
 create function infernet.candidates(p_job public.jobs, p_limit int) returns setof uuid
-language sql volatile security definer set search_path = '' as $$
-  with weight as materialized (select infernet.setting('weights') as weights, infernet.clock() as now)
-  select o.id
-  from public.offers o
-  join infernet.offer_load l on l.offer_id = o.id
-  join public.node_liveness n on n.node_id = o.provider_id
-  cross join weight w
-  where o.model_id = p_job.model_id and o.enabled and o.approved
-    and l.busy < l.slots and n.lease_until > w.now and not n.draining
-    and infernet.price(o.price_input, o.price_output, p_job.input_bound, p_job.max_tokens) <= p_job.price_cap
-    and (p_job.retry_after is null or p_job.retry_after <= w.now or o.provider_id <> all (p_job.failed_on))
-  order by infernet.score(w.weights,
-             infernet.price(o.price_input, o.price_output, p_job.input_bound, p_job.max_tokens), p_job.price_cap,
-             l.busy, l.slots, n.realtime, o.provider_id = any (p_job.failed_on)), random()
-  limit p_limit
-$$;
+language plpgsql volatile security definer set search_path = '' as $$
+declare
+  v_now     timestamptz := infernet.clock();
+  v_weights jsonb := infernet.setting('weights');
+begin
+  return query
+    select o.id
+    from public.offers o
+    join infernet.offer_load l on l.offer_id = o.id
+    join public.node_liveness n on n.node_id = o.provider_id
+    where o.model_id = p_job.model_id and o.enabled and o.approved
+      and l.busy < l.slots and n.lease_until > v_now and not n.draining
+      and infernet.price(o.price_input, o.price_output, p_job.input_bound, p_job.max_tokens) <= p_job.price_cap
+      and (p_job.retry_after is null or p_job.retry_after <= v_now or o.provider_id <> all (p_job.failed_on))
+    order by infernet.score(v_weights,
+               infernet.price(o.price_input, o.price_output, p_job.input_bound, p_job.max_tokens), p_job.price_cap,
+               l.busy, l.slots, n.realtime, o.provider_id = any (p_job.failed_on)), random()
+    limit p_limit;
+end $$;
 
 -- Writes the attempt of a job on an offer whose slot the caller has just taken; the price is copied
 -- from the offer in the same statement. The job's row is locked by the caller.
