@@ -28,7 +28,8 @@ use axum::routing::any;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use include_dir::{Dir, include_dir};
-use nix::sys::signal::{Signal, kill};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, User, geteuid};
 use serde::Deserialize;
 use serde_json::json;
@@ -529,17 +530,25 @@ async fn serve_function(State(functions): State<Arc<Functions>>, request: Reques
     outcome.unwrap_or_else(|error| error.response())
 }
 
-/// Ends a process: politely, then by force.
+/// Ends a process and what it started: politely, then by force. The group is
+/// meant, because `deno` from npm is a script that runs the program.
 async fn end(mut child: Child) {
-    if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok())
-        && let Err(error) = kill(Pid::from_raw(pid), Signal::SIGTERM)
-    {
+    let Some(group) = child.id().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw) else {
+        return;
+    };
+    if let Err(error) = killpg(group, Signal::SIGTERM) {
         tracing::debug!(%error, "a function could not be signalled");
     }
-    if tokio::time::timeout(STOP_LIMIT, child.wait()).await.is_err()
-        && let Err(error) = child.kill().await
+    let ended = tokio::time::timeout(STOP_LIMIT, child.wait()).await;
+    match killpg(group, Signal::SIGKILL) {
+        // Nobody is left, as it should be.
+        Ok(()) | Err(Errno::ESRCH) => {}
+        Err(error) => tracing::debug!(%error, "a function could not be killed"),
+    }
+    if ended.is_err()
+        && let Err(error) = child.wait().await
     {
-        tracing::debug!(%error, "a function could not be killed");
+        tracing::debug!(%error, "a killed function could not be waited for");
     }
 }
 

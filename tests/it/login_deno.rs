@@ -10,6 +10,8 @@ use infernet::control::session::{LoginKind, LoginRequest, Session};
 use infernet::control::{BaseUrl, ControlPlane, PlainHttp};
 use infernet::identity::{Keys, LoginEvent};
 use infernet::stack::jwt::{Es256Key, JwtVerifier};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 
@@ -23,6 +25,15 @@ const START_LIMIT: Duration = Duration::from_secs(120);
 struct EdgeFunction {
     url: String,
     process: Child,
+}
+
+impl Drop for EdgeFunction {
+    fn drop(&mut self) {
+        // The group, because `deno` from npm is a script that runs the program.
+        if let Some(group) = self.process.id().and_then(|pid| i32::try_from(pid).ok()) {
+            let _gone = killpg(Pid::from_raw(group), Signal::SIGKILL);
+        }
+    }
 }
 
 impl EdgeFunction {
@@ -47,6 +58,7 @@ impl EdgeFunction {
             .env("INFERNET_PUBLIC_URLS", &url)
             .envs(settings.iter().copied())
             .stdin(Stdio::null())
+            .process_group(0)
             .kill_on_drop(true)
             .spawn()
             .expect("deno is on the path; scripts/test installs it");
