@@ -22,6 +22,18 @@ insert into public.settings (key, value, description) values
   ('forgotten_secs', '10', 'Seconds after which a running attempt that its node does not name is lost'),
   ('max_attempts', '3', 'Attempts a job gets'),
   ('retry_secs', '2', 'Seconds before the same node may try a failed job again, doubled at each attempt'),
+  ('retry_secs_max', '60', 'Longest wait before the same node may try a failed job again, seconds'),
+  ('delay_secs_max', '604800', 'Longest delay after which a job may ask to start, seconds'),
+  ('queued_limit', '20000', 'Jobs of one consumer that may wait at a time'),
+  ('running_limit', '1000', 'Jobs of one consumer that may run at a time'),
+  ('batch_items', '10000', 'Most items of a batch'),
+  ('candidates_max', '64', 'Offers that are looked at for one job; of more, a random part'),
+  ('line_window', '64', 'Waiting jobs that are looked at for one free slot'),
+  ('warm_secs', '300', 'Seconds after its last job in which an offer counts as warm'),
+  ('speed_reference', '50', 'Output tokens a second of an ordinary offer, against which speed is scored'),
+  ('container_secs', '600', 'Seconds of a container job that names none'),
+  ('container_secs_max', '86400', 'Most seconds a container job may ask for'),
+  ('price_second_max', '1', 'Highest price of a container offer, USD per second'),
   ('deadline_secs', '600', 'Deadline of a job that names none'),
   ('deadline_secs_max', '86400', 'Longest deadline a job may ask for'),
   ('prompt_bytes', '262144', 'Largest input of a job, bytes of its JSON'),
@@ -37,13 +49,44 @@ insert into public.settings (key, value, description) values
   ('cap_factor', '2', 'Cap of a job that names none: this many times the lowest quote'),
   ('input_keys', '["messages","prompt","temperature","top_p","top_k","min_p","seed","stop","frequency_penalty","presence_penalty","repeat_penalty","response_format","logit_bias"]',
    'Keys of an OpenAI request that are handed to the engine'),
-  ('weights', '{"price":1,"load":0.3,"realtime":0.05,"retry":10}', 'Weights of the score that orders candidates'),
+  ('weights', '{"price":1,"speed":0.3,"outcomes":0.3,"warm":0.2,"load":0.3,"realtime":0.05,"prefer":2,"retry":10}', 'Weights of the score that orders candidates'),
   ('tick_jobs', '200', 'Jobs that one tick looks at in each step'),
   ('realtime_messages_per_second', '100', 'Messages a second that this Realtime delivers to the whole project'),
   ('outage_secs', '10', 'A gap between two ticks that counts as an outage of our own'),
   ('login_limit', '30', 'Logins a minute of one key'),
   ('login_address_limit', '600', 'Logins a minute from one address'),
   ('enrolment_secs_max', '86400', 'Longest life of an enrolment code');
+
+-- All settings as one object, for functions that need many of them: one row, read at once. Stored
+-- plain, because unpacking it would cost more than reading it.
+create table infernet.settings_row (
+  only_row boolean primary key default true check (only_row),
+  value    jsonb not null
+);
+alter table infernet.settings_row alter column value set storage plain;
+alter table infernet.settings_row enable row level security;
+insert into infernet.settings_row (value) select jsonb_object_agg(s.key, s.value) from public.settings s;
+
+create function infernet.copy_settings() returns trigger
+language plpgsql security definer set search_path = '' as $$
+begin
+  update infernet.settings_row set value = (select jsonb_object_agg(s.key, s.value) from public.settings s);
+  return null;
+end $$;
+
+create trigger copy_settings after insert or update or delete on public.settings
+  for each statement execute function infernet.copy_settings();
+
+create function infernet.settings_now() returns jsonb
+language sql stable security definer set search_path = '' as $$
+  select r.value from infernet.settings_row r
+$$;
+
+-- A setting that holds seconds, out of all settings.
+create function infernet.secs(p_settings jsonb, p_key text) returns interval
+language sql immutable parallel safe as $$
+  select make_interval(secs => (p_settings ->> p_key)::double precision)
+$$;
 
 -- One setting; a missing one is a fault of the installation, not of the caller.
 create function infernet.setting(p_key text) returns jsonb
