@@ -4,7 +4,7 @@
 --   public      tables (row level security, SELECT at most) and thin wrappers: the API
 --   infernet    the logic, security definer, and tables that no client reads
 --
--- How to read on, by file: settings, identity, nodes, market, jobs, ledger, payments, realtime,
+-- How to read on, by file: settings, identity, nodes, their stops and commands, market, jobs, ledger, payments, realtime,
 -- pricing, assignment, consumer calls, node calls, attempt calls, the tick, operator calls, reporting, access.
 --
 -- One order of locks holds everywhere, so that no two calls can wait for each other:

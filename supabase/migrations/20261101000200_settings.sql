@@ -1,5 +1,5 @@
 -- Settings: the market's dials. Operators change them with set_setting() or in Studio; every
--- function reads them at each call.
+-- function reads them at each call, all at once, from a copy in one row.
 
 create table public.settings (
   key         text primary key check (key ~ '^[a-z][a-z0-9_]{1,62}$'),
@@ -55,7 +55,48 @@ insert into public.settings (key, value, description) values
   ('outage_secs', '10', 'A gap between two ticks that counts as an outage of our own'),
   ('login_limit', '30', 'Logins a minute of one key'),
   ('login_address_limit', '600', 'Logins a minute from one address'),
-  ('enrolment_secs_max', '86400', 'Longest life of an enrolment code');
+  ('enrolment_secs_max', '86400', 'Longest life of an enrolment code'),
+  ('fault_limit', '3', 'Faults of its engine in a row, without a success between them, that pause a node; 0: none does'),
+  ('fault_window_secs', '600', 'Seconds after which a fault of an engine is forgotten'),
+  ('pause_secs', '60', 'Seconds of a node''s first pause, doubled at each that follows without a success between them'),
+  ('pause_secs_max', '3600', 'Longest pause of a node, seconds'),
+  ('command_secs', '3600', 'Seconds in which a node must finish a command that names no other time'),
+  ('command_secs_max', '604800', 'Longest time that a command may stand, seconds'),
+  ('commands_pending_max', '20', 'Commands that may wait for one node'),
+  ('maintenance_days_max', '90', 'How far ahead a maintenance window may end, days');
+
+-- All settings as one object, kept by a trigger: hot calls read this row once. It is stored in line and
+-- uncompressed, so that reading it is reading one page.
+create table infernet.settings_row (
+  only_row boolean primary key default true check (only_row),
+  value    jsonb not null check (pg_column_size(value) <= 7168)
+);
+alter table infernet.settings_row alter column value set storage plain;
+alter table infernet.settings_row enable row level security;
+insert into infernet.settings_row (value) select jsonb_object_agg(s.key, s.value) from public.settings s;
+
+create function infernet.settings_now() returns jsonb
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return (select r.value from infernet.settings_row r);
+end $$;
+
+-- Changes the copy by one setting. Two who change different settings at once wait for each other here,
+-- and each adds to what the other left.
+create function infernet.copy_setting() returns trigger
+language plpgsql security definer set search_path = '' as $$
+begin
+  if tg_op <> 'INSERT' then
+    update infernet.settings_row set value = value - old.key;
+  end if;
+  if tg_op <> 'DELETE' then
+    update infernet.settings_row set value = value || jsonb_build_object(new.key, new.value);
+  end if;
+  return null;
+end $$;
+
+create trigger copy_setting after insert or update or delete on public.settings
+  for each row execute function infernet.copy_setting();
 
 -- All settings as one object, for functions that need many of them: one row, read at once. Stored
 -- plain, because unpacking it would cost more than reading it.
@@ -92,10 +133,9 @@ $$;
 create function infernet.setting(p_key text) returns jsonb
 language plpgsql stable security definer set search_path = '' as $$
 declare
-  v_value jsonb;
+  v_value jsonb := (select r.value -> p_key from infernet.settings_row r);
 begin
-  select s.value into v_value from public.settings s where s.key = p_key;
-  if not found then
+  if v_value is null then
     raise exception 'setting % is missing', p_key using hint = 'Run the migrations again, or insert it into public.settings.';
   end if;
   return v_value;

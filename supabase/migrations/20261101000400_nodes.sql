@@ -14,6 +14,8 @@ create table public.providers (
   approval   public.node_approval not null default 'pending',
   is_public  boolean not null default true,
   region     text check (length(region) <= 40),
+  labels     text[] not null default '{}' check (cardinality(labels) <= 32),
+  vram_gb    int not null default 0 check (vram_gb between 0 and 1000000),
   specs      jsonb not null default '{}' check (pg_column_size(specs) <= 16384),
   version    text check (length(version) <= 40),
   reputation int not null default 50 check (reputation between 0 and 100),
@@ -35,15 +37,20 @@ create index clients_owner on public.clients (owner_id);
 create index aggregators_owner on public.aggregators (owner_id);
 
 -- What changes at every heartbeat, and nothing else: no index but the key, room for HOT updates.
--- A node's lease covers all that it runs; lease_until is the server's time.
+-- A node's lease covers all that it runs; lease_until is the server's time. draining is all that matching
+-- looks at: the node itself wants no more work (wants_drain), or others stopped it (stopped, kept by
+-- node_stops.sql). has_commands: a heartbeat need not look for commands in vain.
 create table public.node_liveness (
-  node_id     uuid primary key,
-  owner_id    uuid not null references public.users (id),
-  last_seen   timestamptz not null,
-  lease_until timestamptz not null,
-  draining    boolean not null default false,
-  realtime    boolean not null default true,
-  running     int not null default 0
+  node_id      uuid primary key,
+  owner_id     uuid not null references public.users (id),
+  last_seen    timestamptz not null,
+  lease_until  timestamptz not null,
+  draining     boolean not null default false,
+  wants_drain  boolean not null default false,
+  stopped      boolean not null default false,
+  has_commands boolean not null default false,
+  realtime     boolean not null default true,
+  running      int not null default 0
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 100);
 alter table public.node_liveness enable row level security;
 create index node_liveness_owner on public.node_liveness (owner_id);

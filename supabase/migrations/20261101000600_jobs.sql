@@ -159,24 +159,6 @@ create trigger note_attempt_insert after insert on public.job_attempts
 create trigger note_attempt_update after update of state on public.job_attempts
   for each row when (old.state is distinct from new.state) execute function infernet.note_attempt_event();
 
--- Commands of an operator or owner to a node; their logic comes with the node's catalogue.
-create table public.node_commands (
-  id          uuid primary key default gen_random_uuid(),
-  node_id     uuid not null references public.providers (id),
-  command     text not null check (command in ('pull_model', 'remove_model', 'drain', 'resume', 'restart_engine')),
-  args        jsonb not null default '{}',
-  state       text not null default 'pending' check (state in ('pending', 'acknowledged', 'done', 'failed', 'expired')),
-  issued_by   uuid not null references public.users (id),
-  result      jsonb,
-  error       text,
-  created_at  timestamptz not null default now(),
-  expires_at  timestamptz not null,
-  ended_at    timestamptz
-);
-alter table public.node_commands enable row level security;
-create index node_commands_node on public.node_commands (node_id, created_at);
-create index node_commands_issuer on public.node_commands (issued_by);
-
 -- Gangs, for models too large for one node: reserved as a whole, one row a job and one a member.
 create table public.distributed_jobs (
   id             uuid primary key default gen_random_uuid(),

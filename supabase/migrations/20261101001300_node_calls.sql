@@ -10,12 +10,64 @@ language sql stable security definer set search_path = '' as $$
   from infernet.pulse p
 $$;
 
--- Registers what a node is and what it offers, and marks it online. An offer that is not named again is
--- switched off. The inventory is coarse on purpose, and bounded.
-create function infernet.register_node(p_inventory jsonb, p_offers jsonb, p_version text) returns jsonb
+-- An inventory as it is kept: the known keys alone, each checked, so that nothing of a stranger's making is
+-- stored or shown. What it does not know it leaves out: a newer agent may say more.
+create function infernet.clean_inventory(p_inventory jsonb) returns jsonb
+language plpgsql immutable set search_path = '' as $$
+declare
+  v_gpus  jsonb := coalesce(p_inventory -> 'gpus', '[]');
+  v_wrong text;
+begin
+  select min(k.key) into v_wrong
+  from (values ('platform', 'string', '^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$'), ('region', 'string', '^[A-Za-z0-9][A-Za-z0-9 ._-]{0,39}$'),
+               ('cpus', 'number', '^[0-9]{1,5}$'), ('ram_gb', 'number', '^[0-9]{1,6}$')) as k (key, type, grammar)
+  where jsonb_typeof(p_inventory -> k.key) <> 'null'
+    and (jsonb_typeof(p_inventory -> k.key) <> k.type or p_inventory ->> k.key !~ k.grammar);
+  if v_wrong is null and (jsonb_typeof(v_gpus) <> 'array' or jsonb_array_length(v_gpus) > 64) then
+    v_wrong := 'gpus';
+  elsif v_wrong is null then
+    select 'gpus' into v_wrong from jsonb_array_elements(v_gpus) g
+    where jsonb_typeof(g) <> 'object'
+       or coalesce(jsonb_typeof(g -> 'vendor'), '') <> 'string' or g ->> 'vendor' !~ '^[A-Za-z0-9][A-Za-z0-9 ._-]{0,39}$'
+       or coalesce(jsonb_typeof(g -> 'model'), '') <> 'string' or g ->> 'model' !~ '^[A-Za-z0-9][A-Za-z0-9 ._()/+-]{0,79}$'
+       or coalesce(jsonb_typeof(g -> 'vram_tier'), '') <> 'string' or g ->> 'vram_tier' !~ '^[0-9]{1,5}GB$'
+    limit 1;
+  end if;
+  if v_wrong is not null then
+    perform infernet.refuse(422, 'bad_inventory', format('The inventory''s %s is not what docs/protocol.md says.', v_wrong));
+  end if;
+  return jsonb_strip_nulls(jsonb_build_object(
+    'platform', p_inventory -> 'platform', 'cpus', p_inventory -> 'cpus', 'ram_gb', p_inventory -> 'ram_gb',
+    'region', p_inventory -> 'region',
+    'gpus', (select coalesce(jsonb_agg(jsonb_build_object('vendor', g -> 'vendor', 'model', g -> 'model',
+                                                          'vram_tier', g -> 'vram_tier') order by n), '[]')
+             from jsonb_array_elements(v_gpus) with ordinality as e (g, n))));
+end $$;
+
+-- The labels of an inventory, which jobs may ask for: in order, each once.
+create function infernet.clean_labels(p_labels jsonb) returns text[]
+language plpgsql immutable set search_path = '' as $$
+begin
+  if p_labels is null or jsonb_typeof(p_labels) = 'null' then
+    return '{}'::text[];
+  elsif jsonb_typeof(p_labels) <> 'array' or jsonb_array_length(p_labels) > 32
+        or exists (select from jsonb_array_elements(p_labels) l
+                   where jsonb_typeof(l) <> 'string' or l #>> '{}' !~ '^[a-z0-9][a-z0-9._-]{0,39}$') then
+    perform infernet.refuse(422, 'bad_inventory',
+      'Labels are an array of at most 32 words of small letters, digits, dots, hyphens and underscores.');
+  end if;
+  return (select coalesce(array_agg(distinct l order by l), '{}') from jsonb_array_elements_text(p_labels) l);
+end $$;
+
+-- Registers what a node is and what it offers; p_online: and marks it online, as an agent does that is there
+-- to work. An offer that is not named again is switched off. The inventory is coarse on purpose, and bounded.
+create function infernet.register_node(p_inventory jsonb, p_offers jsonb, p_version text, p_online boolean) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 declare
   v_key    infernet.keys;
+  v_now    timestamptz := infernet.clock();
+  v_set    jsonb := infernet.settings_now();
+  v_specs  jsonb;
   v_node   public.providers;
   v_offers uuid[] := '{}'::uuid[];
   v_offer  jsonb;
@@ -29,39 +81,48 @@ begin
   elsif coalesce(jsonb_typeof(p_offers), 'array') <> 'array' or jsonb_array_length(coalesce(p_offers, '[]')) > 200 then
     perform infernet.refuse(422, 'bad_offer', 'Offers must be an array of at most 200 objects.');
   end if;
-  execute format('update public.%I set specs = $2, version = left($3, 40), region = left($4, 40) where id = $1',
+  v_specs := infernet.clean_inventory(p_inventory);
+  -- The order of locks: a heartbeat or a stop of this node waits here, or is waited for.
+  perform from public.node_liveness l where l.node_id = v_key.subject for update;
+  execute format('update public.%I set specs = $2, version = left($3, 40), region = $2 ->> ''region'', labels = $4, vram_gb = $5 where id = $1',
                  v_key.kind || 's')
-  using v_key.subject, p_inventory, p_version, p_inventory ->> 'region';
+  using v_key.subject, v_specs, p_version, infernet.clean_labels(p_inventory -> 'labels'),
+        (select least(coalesce(sum(left(g ->> 'vram_tier', -2)::int), 0), 1000000)::int from jsonb_array_elements(v_specs -> 'gpus') g);
 
   if v_key.kind = 'provider' then
     v_node := infernet.require_provider();
-    perform infernet.beat(v_node, true, false, 0);
+    if coalesce(p_online, true) then
+      perform infernet.beat(v_node, v_set, v_now, true, false, 0);
+    end if;
     for v_offer in select * from jsonb_array_elements(coalesce(p_offers, '[]')) loop
       v_offers := v_offers || infernet.put_offer(v_node, v_offer);
     end loop;
     update public.offers set enabled = false where provider_id = v_node.id and enabled and id <> all (v_offers);
     perform infernet.fill_node(v_node.id);
-  else
-    update public.node_liveness set last_seen = infernet.clock(), lease_until = infernet.clock() + infernet.setting_secs('lease_secs')
+  elsif coalesce(p_online, true) then
+    update public.node_liveness set last_seen = v_now,
+      lease_until = v_now + make_interval(secs => (v_set ->> 'lease_secs')::double precision)
     where node_id = v_key.subject;
   end if;
   return infernet.node_json(v_key) || jsonb_build_object(
     'topic', 'node:' || v_key.subject,
-    'heartbeat_secs', infernet.setting_number('heartbeat_secs'), 'lease_secs', infernet.setting_number('lease_secs'),
-    'offers', infernet.offers_json(v_key.subject), 'server_time', infernet.clock());
+    'heartbeat_secs', v_set -> 'heartbeat_secs', 'lease_secs', v_set -> 'lease_secs',
+    'offers', infernet.offers_json(v_key.subject), 'server_time', v_now);
 end $$;
 
+-- A node as itself and its owner see it. stops: why it takes no new work, which is nothing when it does.
 create function infernet.node_json(p_key infernet.keys) returns jsonb
-language plpgsql stable security definer set search_path = '' as $$
+language plpgsql volatile security definer set search_path = '' as $$
 declare
   v_node jsonb;
 begin
   execute format($sql$
     select jsonb_build_object('id', n.id, 'name', n.name, 'role', $2, 'status', n.status, 'approval', n.approval,
-                              'last_seen', nullif(l.last_seen, 'epoch'), 'draining', l.draining, 'owner', n.owner_id)
+                              'last_seen', nullif(l.last_seen, 'epoch'), 'draining', l.draining, 'owner', n.owner_id,
+                              'region', n.region, 'labels', n.labels, 'vram_gb', n.vram_gb)
     from public.%I n join public.node_liveness l on l.node_id = n.id where n.id = $1 $sql$, p_key.kind || 's')
   into v_node using p_key.subject, p_key.kind;
-  return v_node;
+  return v_node || jsonb_build_object('stops', infernet.stops(p_key.subject, infernet.clock()));
 end $$;
 
 create function infernet.offers_json(p_node uuid) returns jsonb
@@ -72,17 +133,28 @@ language sql stable security definer set search_path = '' as $$
   where o.provider_id = p_node and o.enabled
 $$;
 
--- Renews the lease of a node, and so of all that it runs.
-create function infernet.beat(p_node public.providers, p_realtime boolean, p_draining boolean, p_running int) returns void
+-- Renews the lease of a node, and so of all that it runs, and answers its row. A node that others have
+-- stopped stays stopped, whatever it wishes.
+create function infernet.beat(
+  p_node public.providers, p_set jsonb, p_now timestamptz, p_realtime boolean, p_draining boolean, p_running int)
+returns public.node_liveness
 language plpgsql security definer set search_path = '' as $$
 declare
-  v_now timestamptz := infernet.clock();
+  v_wish   boolean := coalesce(p_draining, false);
+  v_live   public.node_liveness;
+  v_status public.node_status := case when v_wish then 'draining' else 'online' end::public.node_status;
 begin
-  update public.node_liveness set last_seen = v_now, lease_until = v_now + infernet.setting_secs('lease_secs'),
-    realtime = coalesce(p_realtime, false), draining = coalesce(p_draining, false), running = p_running
-  where node_id = p_node.id;
-  update public.providers set status = case when p_draining then 'draining' else 'online' end::public.node_status
-  where id = p_node.id and status is distinct from case when p_draining then 'draining' else 'online' end::public.node_status;
+  update public.node_liveness l set last_seen = p_now,
+    lease_until = p_now + make_interval(secs => (p_set ->> 'lease_secs')::double precision),
+    realtime = coalesce(p_realtime, false), wants_drain = v_wish, draining = v_wish or l.stopped, running = p_running
+  where l.node_id = p_node.id returning * into v_live;
+  if v_live.stopped then
+    v_live.stopped := infernet.refresh_stop(p_node.id, p_now, true);
+    v_live.draining := v_wish or v_live.stopped;
+  elsif p_node.status <> v_status then
+    update public.providers set status = v_status where id = p_node.id;
+  end if;
+  return v_live;
 end $$;
 
 -- Fills the free slots of a node from the queue; skips what others hold.
@@ -102,8 +174,8 @@ begin
 end $$;
 
 -- What a node must know: attempts offered to it, attempts to cancel, attempts it holds in vain.
-create function infernet.node_work(p_node uuid, p_running uuid[]) returns jsonb
-language sql stable security definer set search_path = '' as $$
+create function infernet.node_work(p_node uuid, p_running uuid[], p_now timestamptz) returns jsonb
+language sql volatile security definer set search_path = '' as $$
   select jsonb_build_object(
     'attempts', (select coalesce(jsonb_agg(infernet.offered(a.id) order by a.offered_at), '[]')
                  from public.job_attempts a where a.provider_id = p_node and a.state = 'offered'),
@@ -112,8 +184,7 @@ language sql stable security definer set search_path = '' as $$
     'lost', (select coalesce(jsonb_agg(r.id), '[]') from unnest(p_running) as r (id)
              where not exists (select from public.job_attempts a
                                where a.id = r.id and a.provider_id = p_node and a.state in ('offered', 'running'))),
-    'commands', '[]'::jsonb,
-    'stream_rate', infernet.stream_rate(), 'server_time', infernet.clock())
+    'stream_rate', infernet.stream_rate(), 'server_time', p_now)
 $$;
 
 -- Gives up running attempts that their own node does not name: it has restarted, or has forgotten them.
@@ -139,15 +210,21 @@ create function infernet.heartbeat(p_running uuid[], p_realtime boolean, p_drain
 language plpgsql security definer set search_path = '' as $$
 declare
   v_node public.providers := infernet.require_provider();
+  v_now  timestamptz := infernet.clock();
+  v_set  jsonb := infernet.settings_now();
+  v_live public.node_liveness;
 begin
-  perform infernet.beat(v_node, p_realtime, p_draining, cardinality(coalesce(p_running, '{}')));
-  perform infernet.lose_forgotten(v_node.id, p_running, infernet.clock() - infernet.setting_secs('forgotten_secs'));
-  if not coalesce(p_draining, false) then
+  v_live := infernet.beat(v_node, v_set, v_now, p_realtime, p_draining, cardinality(coalesce(p_running, '{}')));
+  perform infernet.lose_forgotten(v_node.id, p_running,
+                                  v_now - make_interval(secs => (v_set ->> 'forgotten_secs')::double precision));
+  if not v_live.draining then
     perform infernet.fill_node(v_node.id);
   end if;
   perform infernet.lazy_tick();
-  return infernet.node_work(v_node.id, p_running)
-      || jsonb_build_object('heartbeat_secs', infernet.setting_number('heartbeat_secs'));
+  return infernet.node_work(v_node.id, p_running, v_now) || jsonb_build_object(
+    'heartbeat_secs', v_set -> 'heartbeat_secs',
+    'commands', case when v_live.has_commands then infernet.open_commands(v_node.id, v_now, true) else '[]' end,
+    'stops', case when v_live.stopped then infernet.stops(v_node.id, v_now) else '[]' end);
 end $$;
 
 -- What is offered to this node now. With p_restart the agent has just started: what it does not name
@@ -156,12 +233,14 @@ create function infernet.claim_attempts(p_running uuid[], p_restart boolean) ret
 language plpgsql security definer set search_path = '' as $$
 declare
   v_node public.providers := infernet.require_provider();
+  v_now  timestamptz := infernet.clock();
 begin
   if p_restart then
     perform infernet.lose_forgotten(v_node.id, p_running, 'infinity');
   end if;
   perform infernet.fill_node(v_node.id);
-  return infernet.node_work(v_node.id, p_running);
+  return infernet.node_work(v_node.id, p_running, v_now)
+      || jsonb_build_object('commands', infernet.open_commands(v_node.id, v_now, false));
 end $$;
 
 -- Goes offline: what was offered or runs here is handed back, uncounted, and goes elsewhere.
@@ -172,7 +251,8 @@ declare
   v_attempt public.job_attempts;
   v_count   int := 0;
 begin
-  update public.node_liveness set lease_until = infernet.clock(), draining = false, running = 0 where node_id = v_node.id;
+  update public.node_liveness set lease_until = infernet.clock(), wants_drain = false, draining = stopped, running = 0
+  where node_id = v_node.id;
   update public.providers set status = 'offline' where id = v_node.id and status <> 'offline';
   for v_attempt in
     select a.* from public.job_attempts a join public.jobs j on j.id = a.job_id
@@ -187,9 +267,9 @@ begin
   return jsonb_build_object('status', 'offline', 'handed_back', v_count);
 end $$;
 
--- A node about itself: its row, what it runs, and what it earned.
+-- A node about itself: its row, why it takes no new work, what it runs, and what it earned.
 create function infernet.node_status() returns jsonb
-language plpgsql stable security definer set search_path = '' as $$
+language plpgsql volatile security definer set search_path = '' as $$
 declare
   v_key infernet.keys;
   v_now timestamptz := infernet.clock();

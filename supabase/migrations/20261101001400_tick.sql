@@ -172,7 +172,7 @@ begin
   select * into strict v_pulse from infernet.pulse;
   perform infernet.notice_outage(v_now, v_pulse.last_tick);
   select * into strict v_pulse from infernet.pulse;
-  v_done := jsonb_build_object('ran', true, 'deadlines', infernet.sweep_deadlines(v_now, v_limit));
+  v_done := jsonb_build_object('ran', true, 'nodes', infernet.tick_nodes(v_now, v_limit), 'deadlines', infernet.sweep_deadlines(v_now, v_limit));
   if v_pulse.grace_until <= v_now then
     v_done := v_done || jsonb_build_object('offers', infernet.sweep_offers(v_now, v_limit),
                                            'lost', infernet.sweep_nodes(v_now, v_limit));

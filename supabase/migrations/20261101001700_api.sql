@@ -43,8 +43,9 @@ language sql set search_path = '' as $$ select infernet.cancel_job(p_job) $$;
 
 -- ---------------------------------------------------------------- nodes
 
-create function public.register_node(p_inventory jsonb, p_offers jsonb default '[]', p_version text default null) returns jsonb
-language sql set search_path = '' as $$ select infernet.register_node(p_inventory, p_offers, p_version) $$;
+create function public.register_node(
+  p_inventory jsonb, p_offers jsonb default '[]', p_version text default null, p_online boolean default true) returns jsonb
+language sql set search_path = '' as $$ select infernet.register_node(p_inventory, p_offers, p_version, p_online) $$;
 
 create function public.heartbeat(
   p_running uuid[] default '{}', p_realtime boolean default true, p_draining boolean default false) returns jsonb
@@ -72,7 +73,31 @@ create function public.leave() returns jsonb
 language sql set search_path = '' as $$ select infernet.leave() $$;
 
 create function public.node_status() returns jsonb
-language sql stable set search_path = '' as $$ select infernet.node_status() $$;
+language sql set search_path = '' as $$ select infernet.node_status() $$;
+
+create function public.acknowledge_command(p_id uuid) returns jsonb
+language sql set search_path = '' as $$ select infernet.acknowledge_command(p_id) $$;
+
+create function public.finish_command(p_id uuid, p_ok boolean, p_result jsonb default null, p_error text default null) returns jsonb
+language sql set search_path = '' as $$ select infernet.finish_command(p_id, p_ok, p_result, p_error) $$;
+
+-- ---------------------------------------------------------------- owners of nodes, and operators
+
+create function public.drain_node(p_node uuid, p_reason text default null) returns jsonb
+language sql set search_path = '' as $$ select infernet.drain_node(p_node, p_reason) $$;
+
+create function public.resume_node(p_node uuid) returns jsonb
+language sql set search_path = '' as $$ select infernet.resume_node(p_node) $$;
+
+create function public.set_maintenance(
+  p_node uuid, p_from timestamptz default null, p_until timestamptz default null, p_note text default null) returns jsonb
+language sql set search_path = '' as $$ select infernet.set_maintenance(p_node, p_from, p_until, p_note) $$;
+
+create function public.command_node(p_node uuid, p_command text, p_args jsonb default '{}', p_expires_secs int default null) returns jsonb
+language sql set search_path = '' as $$ select infernet.command_node(p_node, p_command, p_args, p_expires_secs) $$;
+
+create function public.cancel_command(p_id uuid) returns jsonb
+language sql set search_path = '' as $$ select infernet.cancel_command(p_id) $$;
 
 -- ---------------------------------------------------------------- operators
 

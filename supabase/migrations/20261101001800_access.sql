@@ -13,7 +13,7 @@ begin
     where c.relkind in ('r', 'v', 'p') and c.relowner = (select oid from pg_catalog.pg_roles where rolname = current_user)
       and n.nspname in ('infernet', 'public')
       and (n.nspname = 'infernet' or c.relname in (
-        'settings', 'users', 'operators', 'providers', 'clients', 'aggregators', 'node_liveness', 'models', 'offers',
+        'settings', 'users', 'operators', 'providers', 'clients', 'aggregators', 'node_liveness', 'node_stops', 'models', 'offers',
         'jobs', 'job_contents', 'job_attempts', 'job_events', 'node_commands', 'distributed_jobs', 'node_roles',
         'ledger_accounts', 'ledger_transfers', 'ledger_entries', 'ledger_holds', 'ledger_statement',
         'platform_wallets', 'provider_payouts', 'payout_batches', 'payment_transactions'))
@@ -26,7 +26,8 @@ begin
     where n.nspname = 'infernet' or (n.nspname = 'public' and p.proname in (
       'info', 'overview', 'provider_cards', 'whoami', 'balance', 'make_enrolment', 'quote_job', 'submit_job', 'get_job',
       'cancel_job', 'register_node', 'heartbeat', 'claim_attempts', 'start_attempt', 'complete_attempt', 'fail_attempt',
-      'leave', 'node_status', 'grant_credit', 'set_node_approval', 'set_user_status', 'set_setting', 'prove_ledger',
+      'leave', 'node_status', 'acknowledge_command', 'finish_command', 'drain_node', 'resume_node', 'set_maintenance',
+      'command_node', 'cancel_command', 'grant_credit', 'set_node_approval', 'set_user_status', 'set_setting', 'prove_ledger',
       'consume_login', 'ensure_operator', 'tick'))
   loop
     execute format('revoke all on function %s from public, anon, authenticated, service_role', v_object.name);
@@ -48,13 +49,22 @@ grant execute on function
 to authenticated;
 
 grant execute on function
-  public.register_node(jsonb, jsonb, text), infernet.register_node(jsonb, jsonb, text),
+  public.register_node(jsonb, jsonb, text, boolean), infernet.register_node(jsonb, jsonb, text, boolean),
   public.heartbeat(uuid[], boolean, boolean), infernet.heartbeat(uuid[], boolean, boolean),
   public.claim_attempts(uuid[], boolean), infernet.claim_attempts(uuid[], boolean),
   public.start_attempt(uuid, uuid), infernet.start_attempt(uuid, uuid),
   public.complete_attempt(uuid, uuid, text, text, jsonb, jsonb), infernet.complete_attempt(uuid, uuid, text, text, jsonb, jsonb),
   public.fail_attempt(uuid, uuid, text, text, boolean), infernet.fail_attempt(uuid, uuid, text, text, boolean),
-  public.leave(), infernet.leave(), public.node_status(), infernet.node_status()
+  public.leave(), infernet.leave(), public.node_status(), infernet.node_status(),
+  public.acknowledge_command(uuid), infernet.acknowledge_command(uuid),
+  public.finish_command(uuid, boolean, jsonb, text), infernet.finish_command(uuid, boolean, jsonb, text)
+to authenticated;
+
+grant execute on function
+  public.drain_node(uuid, text), infernet.drain_node(uuid, text), public.resume_node(uuid), infernet.resume_node(uuid),
+  public.set_maintenance(uuid, timestamptz, timestamptz, text), infernet.set_maintenance(uuid, timestamptz, timestamptz, text),
+  public.command_node(uuid, text, jsonb, int), infernet.command_node(uuid, text, jsonb, int),
+  public.cancel_command(uuid), infernet.cancel_command(uuid)
 to authenticated;
 
 grant execute on function
@@ -81,7 +91,7 @@ grant execute on function infernet.usd(numeric), infernet.price(numeric, numeric
 grant select on public.models, public.offers to anon;
 grant select on
   public.settings, public.users, public.operators, public.providers, public.clients, public.aggregators, public.node_liveness,
-  public.models, public.offers, public.jobs, public.job_contents, public.job_attempts, public.job_events,
+  public.node_stops, public.models, public.offers, public.jobs, public.job_contents, public.job_attempts, public.job_events,
   public.node_commands, public.distributed_jobs, public.node_roles,
   public.ledger_accounts, public.ledger_transfers, public.ledger_entries, public.ledger_holds, public.ledger_statement,
   public.platform_wallets, public.provider_payouts, public.payout_batches, public.payment_transactions
@@ -94,6 +104,8 @@ grant select, insert, update, delete on
   public.node_commands, public.distributed_jobs, public.node_roles,
   public.platform_wallets, public.provider_payouts, public.payout_batches, public.payment_transactions
 to service_role;
+-- What follows from a stop is kept elsewhere too: it is changed by calls alone.
+grant select on public.node_stops to service_role;
 grant select on public.ledger_accounts, public.ledger_transfers, public.ledger_entries, public.ledger_holds,
   public.ledger_statement to service_role;
 
@@ -112,6 +124,9 @@ create policy read on public.clients for select to authenticated
 create policy read on public.aggregators for select to authenticated
   using (id = (select auth.uid()) or owner_id = (select auth.uid()) or (select infernet.is_operator()));
 create policy read on public.node_liveness for select to authenticated
+  using (node_id = (select auth.uid()) or owner_id = (select auth.uid()) or (select infernet.is_operator()));
+
+create policy read on public.node_stops for select to authenticated
   using (node_id = (select auth.uid()) or owner_id = (select auth.uid()) or (select infernet.is_operator()));
 
 create policy read on public.models for select to anon, authenticated using (visibility = 'public');

@@ -31,6 +31,7 @@ insert into expected_table values
   ('public.clients',              '',       'SELECT', 'DELETE INSERT SELECT UPDATE'),
   ('public.aggregators',          '',       'SELECT', 'DELETE INSERT SELECT UPDATE'),
   ('public.node_liveness',        '',       'SELECT', 'DELETE INSERT SELECT UPDATE'),
+  ('public.node_stops',           '',       'SELECT', 'SELECT'),
   ('public.models',               'SELECT', 'SELECT', 'DELETE INSERT SELECT UPDATE'),
   ('public.offers',               'SELECT', 'SELECT', 'DELETE INSERT SELECT UPDATE'),
   ('public.jobs',                 '',       'SELECT', 'DELETE INSERT SELECT UPDATE'),
@@ -55,6 +56,8 @@ insert into expected_table values
   ('infernet.rate_limits',        '',       '',       'SELECT'),
   ('infernet.pulse',              '',       '',       'SELECT'),
   ('infernet.offer_load',         '',       '',       'SELECT'),
+  ('infernet.settings_row',       '',       '',       'SELECT'),
+  ('infernet.node_faults',        '',       '',       'SELECT'),
   ('infernet.late_results',       '',       '',       'SELECT');
 
 select set_eq($$select object from tests.tables() where kind <> 'S'$$, 'select object from expected_table', 'every table is in the list');
@@ -84,7 +87,7 @@ insert into expected_function values
   ('infernet.submit_job(uuid,text,jsonb,text,integer,numeric,integer,text)', 'authenticated'),
   ('public.get_job(uuid)', 'authenticated'), ('infernet.get_job(uuid)', 'authenticated'),
   ('public.cancel_job(uuid)', 'authenticated'), ('infernet.cancel_job(uuid)', 'authenticated'),
-  ('public.register_node(jsonb,jsonb,text)', 'authenticated'), ('infernet.register_node(jsonb,jsonb,text)', 'authenticated'),
+  ('public.register_node(jsonb,jsonb,text,boolean)', 'authenticated'), ('infernet.register_node(jsonb,jsonb,text,boolean)', 'authenticated'),
   ('public.heartbeat(uuid[],boolean,boolean)', 'authenticated'), ('infernet.heartbeat(uuid[],boolean,boolean)', 'authenticated'),
   ('public.claim_attempts(uuid[],boolean)', 'authenticated'), ('infernet.claim_attempts(uuid[],boolean)', 'authenticated'),
   ('public.start_attempt(uuid,uuid)', 'authenticated'), ('infernet.start_attempt(uuid,uuid)', 'authenticated'),
@@ -93,6 +96,14 @@ insert into expected_function values
   ('public.fail_attempt(uuid,uuid,text,text,boolean)', 'authenticated'), ('infernet.fail_attempt(uuid,uuid,text,text,boolean)', 'authenticated'),
   ('public.leave()', 'authenticated'), ('infernet.leave()', 'authenticated'),
   ('public.node_status()', 'authenticated'), ('infernet.node_status()', 'authenticated'),
+  ('public.acknowledge_command(uuid)', 'authenticated'), ('infernet.acknowledge_command(uuid)', 'authenticated'),
+  ('public.finish_command(uuid,boolean,jsonb,text)', 'authenticated'), ('infernet.finish_command(uuid,boolean,jsonb,text)', 'authenticated'),
+  ('public.drain_node(uuid,text)', 'authenticated'), ('infernet.drain_node(uuid,text)', 'authenticated'),
+  ('public.resume_node(uuid)', 'authenticated'), ('infernet.resume_node(uuid)', 'authenticated'),
+  ('public.set_maintenance(uuid,timestamptz,timestamptz,text)', 'authenticated'),
+  ('infernet.set_maintenance(uuid,timestamptz,timestamptz,text)', 'authenticated'),
+  ('public.command_node(uuid,text,jsonb,integer)', 'authenticated'), ('infernet.command_node(uuid,text,jsonb,integer)', 'authenticated'),
+  ('public.cancel_command(uuid)', 'authenticated'), ('infernet.cancel_command(uuid)', 'authenticated'),
   ('public.grant_credit(uuid,text,numeric,text)', 'authenticated'), ('infernet.grant_credit(uuid,text,numeric,text)', 'authenticated'),
   ('public.set_node_approval(uuid,text)', 'authenticated'), ('infernet.set_node_approval(uuid,text)', 'authenticated'),
   ('public.set_user_status(text,text)', 'authenticated'), ('infernet.set_user_status(text,text)', 'authenticated'),
@@ -149,7 +160,7 @@ select tests.node('n1', 'carol'), tests.node('n2', 'dave');
 select tests.credit('alice', 5), tests.credit('bob', 5);
 select tests.online('n1');
 select tests.submit('alice', '00000000-0000-7000-8000-000000000001');
-create temp table fixture as select id as attempt from public.job_attempts;
+create temp table fixture as select id as attempt, tests.subject('n1') as node, gen_random_uuid() as command from public.job_attempts;
 grant select on fixture to public;
 select tests.start('n1', attempt, '11111111-1111-4111-8111-111111111111') from fixture;
 select tests.complete('n1', attempt, '11111111-1111-4111-8111-111111111111') from fixture;
@@ -163,8 +174,10 @@ begin
     insert into infernet.keys values (tests.key(v_key.kind), gen_random_uuid(), v_key.kind) returning * into v_key;
     perform infernet.make_node(v_key, tests.user('carol'), v_key.kind);
   end loop;
-  insert into public.node_commands (node_id, command, issued_by, expires_at)
-  values (tests.subject('n1'), 'drain', tests.user('carol'), now() + interval '1 hour');
+  insert into public.node_commands (id, node_id, command, issued_by, expires_at)
+  values ((select command from fixture), tests.subject('n1'), 'drain', tests.user('carol'), now() + interval '1 hour');
+  insert into public.node_stops (node_id, owner_id, maintenance_from, maintenance_until, maintenance_by)
+  values (tests.subject('n1'), tests.user('carol'), now() + interval '1 day', now() + interval '2 days', 'owner');
   insert into public.distributed_jobs (job_id, coordinator_id, strategy)
   values ('00000000-0000-7000-8000-000000000001', tests.subject('n1'), 'rpc') returning id into v_gang;
   insert into public.node_roles values (v_gang, 0, tests.subject('n1'), 'coordinator');
@@ -209,6 +222,7 @@ insert into expected_rows values
   ('clients',               '-',  '0',  '0',  '0',  '0',  '1',  '0',  '*',  '*'),
   ('aggregators',           '-',  '0',  '0',  '0',  '0',  '1',  '0',  '*',  '*'),
   ('node_liveness',         '-',  '0',  '0',  '1',  '1',  '3',  '0',  '*',  '*'),
+  ('node_stops',            '-',  '0',  '0',  '0',  '1',  '1',  '0',  '*',  '*'),
   ('models',                '1',  '1',  '1',  '1',  '1',  '1',  '1',  '*',  '*'),
   ('offers',                '1',  '1',  '1',  '1',  '1',  '1',  '1',  '*',  '*'),
   ('jobs',                  '-',  '0',  '0',  '0',  '0',  '0',  '1',  '*',  '*'),
@@ -286,6 +300,13 @@ insert into expected_call values
   ('fail_attempt((select attempt from fixture), gen_random_uuid(), ''shutdown'')',      '42501', 'PT403', 'PT403', 'PT404', 'done',  'PT403', 'PT403', 'PT403'),
   ('leave()',                                                                           '42501', 'PT403', 'PT403', 'done',  'done',  'PT403', 'PT403', 'PT403'),
   ('node_status()',                                                                     '42501', 'PT403', 'PT403', 'done',  'done',  'PT403', 'PT403', 'PT403'),
+  ('acknowledge_command((select command from fixture))',                                '42501', 'PT403', 'PT403', 'PT404', 'done',  'PT403', 'PT403', 'PT403'),
+  ('finish_command((select command from fixture), true)',                               '42501', 'PT403', 'PT403', 'PT404', 'done',  'PT403', 'PT403', 'PT403'),
+  ('drain_node((select node from fixture), ''x'')',                                     '42501', 'PT401', 'PT404', 'PT401', 'PT401', 'done',  'PT404', 'done'),
+  ('resume_node((select node from fixture))',                                           '42501', 'PT401', 'PT404', 'PT401', 'PT401', 'done',  'PT404', 'done'),
+  ('set_maintenance((select node from fixture), null, now() + interval ''1 hour'')',    '42501', 'PT401', 'PT404', 'PT401', 'PT401', 'done',  'PT404', 'done'),
+  ('command_node((select node from fixture), ''resume'')',                              '42501', 'PT401', 'PT404', 'PT401', 'PT401', 'done',  'PT404', 'done'),
+  ('cancel_command((select command from fixture))',                                     '42501', 'PT401', 'PT404', 'PT401', 'PT401', 'done',  'PT404', 'done'),
   ('grant_credit(gen_random_uuid(), repeat(''0'', 64), 1)',                             '42501', 'PT403', 'PT403', 'PT403', 'PT403', 'PT403', 'PT403', 'PT404'),
   ('set_node_approval(gen_random_uuid(), ''approved'')',                                '42501', 'PT403', 'PT403', 'PT403', 'PT403', 'PT403', 'PT403', 'PT404'),
   ('set_user_status(repeat(''0'', 64), ''active'')',                                    '42501', 'PT403', 'PT403', 'PT403', 'PT403', 'PT403', 'PT403', 'PT404'),
