@@ -98,31 +98,6 @@ end $$;
 create trigger copy_setting after insert or update or delete on public.settings
   for each row execute function infernet.copy_setting();
 
--- All settings as one object, for functions that need many of them: one row, read at once. Stored
--- plain, because unpacking it would cost more than reading it.
-create table infernet.settings_row (
-  only_row boolean primary key default true check (only_row),
-  value    jsonb not null
-);
-alter table infernet.settings_row alter column value set storage plain;
-alter table infernet.settings_row enable row level security;
-insert into infernet.settings_row (value) select jsonb_object_agg(s.key, s.value) from public.settings s;
-
-create function infernet.copy_settings() returns trigger
-language plpgsql security definer set search_path = '' as $$
-begin
-  update infernet.settings_row set value = (select jsonb_object_agg(s.key, s.value) from public.settings s);
-  return null;
-end $$;
-
-create trigger copy_settings after insert or update or delete on public.settings
-  for each statement execute function infernet.copy_settings();
-
-create function infernet.settings_now() returns jsonb
-language sql stable security definer set search_path = '' as $$
-  select r.value from infernet.settings_row r
-$$;
-
 -- A setting that holds seconds, out of all settings.
 create function infernet.secs(p_settings jsonb, p_key text) returns interval
 language sql immutable parallel safe as $$
