@@ -14,6 +14,8 @@ pub(crate) enum Floor {
     AtMost(f64),
     /// At least this much.
     AtLeast(f64),
+    /// More than this.
+    MoreThan(f64),
 }
 
 impl Floor {
@@ -21,7 +23,18 @@ impl Floor {
         match self {
             Self::AtMost(limit) => value <= limit,
             Self::AtLeast(limit) => value >= limit,
+            Self::MoreThan(limit) => value > limit,
         }
+    }
+
+    /// Words the limit and whether the value keeps it.
+    fn verdict(self, value: f64) -> String {
+        let words = match self {
+            Self::AtMost(limit) => format!("at most {limit}"),
+            Self::AtLeast(limit) => format!("at least {limit}"),
+            Self::MoreThan(limit) => format!("more than {limit}"),
+        };
+        format!("{words}: {}", if self.holds(value) { "reached" } else { "MISSED" })
     }
 }
 
@@ -31,6 +44,7 @@ struct Measure {
     value: f64,
     unit: &'static str,
     floor: Option<Floor>,
+    goal: Option<Floor>,
 }
 
 /// Collects measures and raw samples, then prints and keeps them.
@@ -60,7 +74,7 @@ impl Report {
 
     /// Adds a measure without a floor.
     pub(crate) fn add(&mut self, name: &'static str, value: f64, unit: &'static str) {
-        self.measures.push(Measure { name, value, unit, floor: None });
+        self.measures.push(Measure { name, value, unit, floor: None, goal: None });
     }
 
     /// Adds a measure that must reach a floor.
@@ -71,7 +85,25 @@ impl Report {
         unit: &'static str,
         floor: Floor,
     ) {
-        self.measures.push(Measure { name, value, unit, floor: Some(floor) });
+        self.measures.push(Measure { name, value, unit, floor: Some(floor), goal: None });
+    }
+
+    /// Adds a measure with a goal, and maybe a floor. Only a missed floor fails a
+    /// benchmark.
+    pub(crate) fn add_with_goal(
+        &mut self,
+        name: &'static str,
+        value: f64,
+        unit: &'static str,
+        floor: Option<Floor>,
+        goal: Floor,
+    ) {
+        self.measures.push(Measure { name, value, unit, floor, goal: Some(goal) });
+    }
+
+    /// Writes no raw run, because this one is not the whole.
+    pub(crate) fn keep_nothing(&mut self) {
+        self.keep = false;
     }
 
     /// Keeps one raw sample for the run's file.
@@ -118,31 +150,41 @@ impl Report {
     }
 
     fn measure_json(&self, measure: &Measure) -> Value {
-        json!({
+        let mut line = json!({
             "bench": self.bench,
             "measure": measure.name,
             "value": (measure.value * 1000.0).round() / 1000.0,
             "unit": measure.unit,
-        })
+        });
+        for (name, limit) in [("floor", measure.floor), ("goal", measure.goal)] {
+            if let Some(limit) = limit {
+                line[name] = limit.verdict(measure.value).into();
+            }
+        }
+        line
     }
 
     fn table(&self) -> String {
         let width = self.measures.iter().map(|m| m.name.len()).max().unwrap_or(0);
-        let mut text = format!("{:<width$} {:>10} {:<9} floor\n", "measure", "value", "unit");
-        for measure in &self.measures {
-            let floor = match measure.floor {
-                None => String::new(),
-                Some(floor) => {
-                    let words = match floor {
-                        Floor::AtMost(limit) => format!("at most {limit}"),
-                        Floor::AtLeast(limit) => format!("at least {limit}"),
-                    };
-                    let verdict = if floor.holds(measure.value) { "reached" } else { "MISSED" };
-                    format!("{words}: {verdict}")
-                }
-            };
+        let verdicts: Vec<[String; 2]> = self
+            .measures
+            .iter()
+            .map(|m| {
+                [m.floor, m.goal]
+                    .map(|limit| limit.map_or(String::new(), |limit| limit.verdict(m.value)))
+            })
+            .collect();
+        let floors = verdicts.iter().map(|[floor, _]| floor.len()).max().unwrap_or(0);
+        let any_goal = self.measures.iter().any(|m| m.goal.is_some());
+        let heading = if any_goal { "goal" } else { "" };
+        let first = format!(
+            "{:<width$} {:>10} {:<9} {:<floors$}  {heading}",
+            "measure", "value", "unit", "floor"
+        );
+        let mut text = format!("{}\n", first.trim_end());
+        for (measure, [floor, goal]) in self.measures.iter().zip(&verdicts) {
             let line = format!(
-                "{:<width$} {:>10.3} {:<9} {floor}",
+                "{:<width$} {:>10.3} {:<9} {floor:<floors$}  {goal}",
                 measure.name, measure.value, measure.unit
             );
             writeln!(text, "{}", line.trim_end()).expect("a string takes everything");

