@@ -70,6 +70,12 @@ mod job_stream;
 #[cfg(feature = "stack")]
 mod market;
 #[cfg(feature = "stack")]
+mod market_model;
+#[cfg(feature = "stack")]
+mod market_property;
+#[cfg(feature = "stack")]
 mod market_races;
+#[cfg(feature = "stack")]
+mod market_steps;
 #[cfg(feature = "stack")]
 mod secrets;
