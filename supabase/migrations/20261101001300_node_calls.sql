@@ -3,11 +3,15 @@
 
 -- The share of the Realtime budget that one stream gets, messages a second: (0.6 x limit - wake-ups) / (2 x live
 -- streams), because each message counts once sent and once delivered. The tick measures both.
+create function infernet.stream_share(p_set jsonb, p_pulse infernet.pulse) returns numeric
+language sql immutable parallel safe as $$
+  select round(greatest(0, (0.6 * (p_set ->> 'realtime_messages_per_second')::numeric - (p_pulse).wakeups_per_second)
+                           / (2 * greatest(1, (p_pulse).live_streams))), 2)
+$$;
+
 create function infernet.stream_rate() returns numeric
 language sql stable security definer set search_path = '' as $$
-  select round(greatest(0, (0.6 * infernet.setting_number('realtime_messages_per_second') - p.wakeups_per_second)
-                           / (2 * greatest(1, p.live_streams))), 2)
-  from infernet.pulse p
+  select infernet.stream_share(infernet.settings_now(), p) from infernet.pulse p
 $$;
 
 -- An inventory as it is kept: the known keys alone, each checked, so that nothing of a stranger's making is
@@ -92,7 +96,7 @@ begin
   if v_key.kind = 'provider' then
     v_node := infernet.require_provider();
     if coalesce(p_online, true) then
-      perform infernet.beat(v_node, v_set, v_now, true, false, 0);
+      perform infernet.beat(v_node.id, v_node.status, v_now + infernet.secs(v_set, 'lease_secs'), v_now, true, false, 0);
     end if;
     for v_offer in select * from jsonb_array_elements(coalesce(p_offers, '[]')) loop
       v_offers := v_offers || infernet.put_offer(v_node, v_offer);
@@ -133,59 +137,76 @@ language sql stable security definer set search_path = '' as $$
   where o.provider_id = p_node and o.enabled
 $$;
 
--- Renews the lease of a node, and so of all that it runs, and answers its row. A node that others have
--- stopped stays stopped, whatever it wishes.
+-- Renews the lease of a node, and so of all that it runs, and answers its row. p_status is what the caller has
+-- read. A node that others have stopped stays stopped, whatever it wishes.
 create function infernet.beat(
-  p_node public.providers, p_set jsonb, p_now timestamptz, p_realtime boolean, p_draining boolean, p_running int)
+  p_node uuid, p_status public.node_status, p_until timestamptz, p_now timestamptz, p_realtime boolean, p_draining boolean,
+  p_running int)
 returns public.node_liveness
 language plpgsql security definer set search_path = '' as $$
 declare
-  v_wish   boolean := coalesce(p_draining, false);
+  v_status public.node_status := case when p_draining then 'draining' else 'online' end::public.node_status;
   v_live   public.node_liveness;
-  v_status public.node_status := case when v_wish then 'draining' else 'online' end::public.node_status;
 begin
-  update public.node_liveness l set last_seen = p_now,
-    lease_until = p_now + make_interval(secs => (p_set ->> 'lease_secs')::double precision),
-    realtime = coalesce(p_realtime, false), wants_drain = v_wish, draining = v_wish or l.stopped, running = p_running
-  where l.node_id = p_node.id returning * into v_live;
+  update public.node_liveness l set last_seen = p_now, lease_until = p_until, realtime = coalesce(p_realtime, false),
+    wants_drain = coalesce(p_draining, false), draining = coalesce(p_draining, false) or l.stopped, running = p_running
+  where l.node_id = p_node returning * into v_live;
   if v_live.stopped then
-    v_live.stopped := infernet.refresh_stop(p_node.id, p_now, true);
-    v_live.draining := v_wish or v_live.stopped;
-  elsif p_node.status <> v_status then
-    update public.providers set status = v_status where id = p_node.id;
+    v_live.stopped := infernet.refresh_stop(p_node, p_now, true);
+    v_live.draining := v_live.wants_drain or v_live.stopped;
+  elsif p_status <> v_status then
+    update public.providers set status = v_status where id = p_node;
   end if;
   return v_live;
 end $$;
 
--- Fills the free slots of a node from the queue; skips what others hold.
-create function infernet.fill_node(p_node uuid) returns void
+-- Fills the free slots of a node from the queue; skips what others hold. Says whether anything came of it.
+-- Where nothing waits, or nothing that this node serves, it only looks.
+create function infernet.fill_node(p_node uuid) returns boolean
 language plpgsql security definer set search_path = '' as $$
 declare
-  v_offer record;
+  v_offer  record;
+  v_filled boolean := false;
 begin
+  if not exists (select from public.jobs j where j.state = 'queued') then
+    return false;
+  end if;
   for v_offer in
     select o.id, l.slots - l.busy as free from public.offers o join infernet.offer_load l on l.offer_id = o.id
-    where o.provider_id = p_node and o.enabled and o.approved and l.busy < l.slots order by o.id
+    where o.provider_id = p_node and o.enabled and o.approved and l.busy < l.slots
+      and exists (select from public.jobs j where j.state = 'queued' and j.model_id = o.model_id)
+    order by o.id
   loop
     for i in 1 .. v_offer.free loop
       exit when infernet.fill_slot(v_offer.id, false) is null;
+      v_filled := true;
     end loop;
   end loop;
+  return v_filled;
 end $$;
 
--- What a node must know: attempts offered to it, attempts to cancel, attempts it holds in vain.
-create function infernet.node_work(p_node uuid, p_running uuid[], p_now timestamptz) returns jsonb
-language sql volatile security definer set search_path = '' as $$
-  select jsonb_build_object(
-    'attempts', (select coalesce(jsonb_agg(infernet.offered(a.id) order by a.offered_at), '[]')
-                 from public.job_attempts a where a.provider_id = p_node and a.state = 'offered'),
-    'cancel', (select coalesce(jsonb_agg(a.id), '[]') from public.job_attempts a join public.jobs j on j.id = a.job_id
-               where a.provider_id = p_node and a.state = 'running' and j.state = 'cancelling'),
-    'lost', (select coalesce(jsonb_agg(r.id), '[]') from unnest(p_running) as r (id)
-             where not exists (select from public.job_attempts a
-                               where a.id = r.id and a.provider_id = p_node and a.state in ('offered', 'running'))),
-    'stream_rate', infernet.stream_rate(), 'server_time', p_now)
-$$;
+-- What a node must know: attempts offered to it, attempts to cancel, attempts it holds in vain; and whether
+-- it has forgotten one that it started before p_before. One statement, because every heartbeat makes it.
+create function infernet.node_work(
+  p_node uuid, p_running uuid[], p_before timestamptz, out work jsonb, out forgotten boolean)
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_offered jsonb;
+  v_cancel  jsonb;
+  v_held    uuid[];
+begin
+  select jsonb_agg(jsonb_build_object('attempt', a.id, 'job', a.job_id, 'model', j.model_name, 'kind', j.kind,
+                                      'offered_at', a.offered_at) order by a.offered_at) filter (where a.state = 'offered'),
+         jsonb_agg(a.id) filter (where a.state = 'running' and j.state = 'cancelling'),
+         array_agg(a.id),
+         coalesce(bool_or(a.state = 'running' and a.started_at <= p_before and a.id <> all (p_running)), false)
+  into v_offered, v_cancel, v_held, forgotten
+  from public.job_attempts a join public.jobs j on j.id = a.job_id
+  where a.provider_id = p_node and a.state in ('offered', 'running');
+  work := jsonb_build_object('attempts', coalesce(v_offered, '[]'), 'cancel', coalesce(v_cancel, '[]'),
+    'lost', case when p_running <@ v_held then '[]'
+                 else (select coalesce(jsonb_agg(r.id), '[]') from unnest(p_running) as r (id) where r.id <> all (coalesce(v_held, '{}'))) end);
+end $$;
 
 -- Gives up running attempts that their own node does not name: it has restarted, or has forgotten them.
 create function infernet.lose_forgotten(p_node uuid, p_running uuid[], p_before timestamptz) returns void
@@ -195,8 +216,7 @@ declare
 begin
   for v_attempt in
     select a.* from public.job_attempts a join public.jobs j on j.id = a.job_id
-    where a.provider_id = p_node and a.state = 'running' and a.started_at <= p_before
-      and a.id <> all (coalesce(p_running, '{}'))
+    where a.provider_id = p_node and a.state = 'running' and a.started_at <= p_before and a.id <> all (p_running)
     order by j.id for update of j skip locked
   loop
     select * into v_attempt from public.job_attempts a where a.id = v_attempt.id and a.state = 'running' for update;
@@ -205,26 +225,46 @@ begin
   end loop;
 end $$;
 
--- The pulse of a node, and its catch-up: renews all its leases, and returns what it missed.
+-- The pulse of a node, and its catch-up: renews all its leases, and returns what it missed. Ten thousand nodes
+-- call it every few seconds: few statements, and nothing done where there is nothing to do.
 create function infernet.heartbeat(p_running uuid[], p_realtime boolean, p_draining boolean) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 declare
-  v_node public.providers := infernet.require_provider();
-  v_now  timestamptz := infernet.clock();
-  v_set  jsonb := infernet.settings_now();
-  v_live public.node_liveness;
+  v_now     timestamptz := infernet.clock();
+  v_running uuid[] := coalesce(p_running, '{}');
+  v_node    uuid;
+  v_allowed boolean;
+  v_status  public.node_status;
+  v_set     jsonb;
+  v_ticked  timestamptz;
+  v_rate    numeric;
+  v_before  timestamptz;
+  v_live    public.node_liveness;
+  v_work    record;
 begin
-  v_live := infernet.beat(v_node, v_set, v_now, p_realtime, p_draining, cardinality(coalesce(p_running, '{}')));
-  perform infernet.lose_forgotten(v_node.id, p_running,
-                                  v_now - make_interval(secs => (v_set ->> 'forgotten_secs')::double precision));
-  if not v_live.draining then
-    perform infernet.fill_node(v_node.id);
+  select p.id, p.approval in ('pending', 'approved'), p.status, r.value, u.last_tick, infernet.stream_share(r.value, u)
+  into v_node, v_allowed, v_status, v_set, v_ticked, v_rate
+  from public.providers p, infernet.settings_row r, infernet.pulse u where p.id = auth.uid();
+  if v_allowed is not true then
+    perform infernet.require_provider();
   end if;
-  perform infernet.lazy_tick();
-  return infernet.node_work(v_node.id, p_running, v_now) || jsonb_build_object(
-    'heartbeat_secs', v_set -> 'heartbeat_secs',
-    'commands', case when v_live.has_commands then infernet.open_commands(v_node.id, v_now, true) else '[]' end,
-    'stops', case when v_live.stopped then infernet.stops(v_node.id, v_now) else '[]' end);
+  v_live := infernet.beat(v_node, v_status, v_now + infernet.secs(v_set, 'lease_secs'), v_now, p_realtime, p_draining,
+                          cardinality(v_running));
+  if v_ticked < v_now - interval '3 seconds' then
+    perform infernet.lazy_tick();
+  end if;
+  v_before := v_now - infernet.secs(v_set, 'forgotten_secs');
+  v_work := infernet.node_work(v_node, v_running, v_before);
+  if v_work.forgotten then
+    perform infernet.lose_forgotten(v_node, v_running, v_before);
+  end if;
+  if (not v_live.draining and infernet.fill_node(v_node)) or v_work.forgotten then
+    v_work := infernet.node_work(v_node, v_running, v_before);
+  end if;
+  return v_work.work || jsonb_build_object(
+    'server_time', v_now, 'heartbeat_secs', v_set -> 'heartbeat_secs', 'stream_rate', v_rate,
+    'commands', case when v_live.has_commands then infernet.open_commands(v_node, v_now, true) else '[]' end,
+    'stops', case when v_live.stopped then infernet.stops(v_node, v_now) else '[]' end);
 end $$;
 
 -- What is offered to this node now. With p_restart the agent has just started: what it does not name
@@ -232,15 +272,17 @@ end $$;
 create function infernet.claim_attempts(p_running uuid[], p_restart boolean) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 declare
-  v_node public.providers := infernet.require_provider();
-  v_now  timestamptz := infernet.clock();
+  v_node    public.providers := infernet.require_provider();
+  v_now     timestamptz := infernet.clock();
+  v_running uuid[] := coalesce(p_running, '{}');
 begin
   if p_restart then
-    perform infernet.lose_forgotten(v_node.id, p_running, 'infinity');
+    perform infernet.lose_forgotten(v_node.id, v_running, 'infinity');
   end if;
   perform infernet.fill_node(v_node.id);
-  return infernet.node_work(v_node.id, p_running, v_now)
-      || jsonb_build_object('commands', infernet.open_commands(v_node.id, v_now, false));
+  return (select w.work from infernet.node_work(v_node.id, v_running, v_now) w) || jsonb_build_object(
+    'server_time', v_now, 'stream_rate', infernet.stream_rate(),
+    'commands', infernet.open_commands(v_node.id, v_now, false));
 end $$;
 
 -- Goes offline: what was offered or runs here is handed back, uncounted, and goes elsewhere.
