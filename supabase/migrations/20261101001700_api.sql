@@ -117,6 +117,16 @@ language sql set search_path = '' as $$ select infernet.set_setting(p_key, p_val
 create function public.prove_ledger() returns jsonb
 language sql stable set search_path = '' as $$ select infernet.operator_proof() $$;
 
+-- One name for both who may ask: an operator, and service_role, which is no person.
+create function public.health() returns jsonb
+language plpgsql set search_path = '' as $$
+begin
+  if current_user = 'service_role' then
+    return infernet.health();
+  end if;
+  return infernet.operator_health();
+end $$;
+
 -- ---------------------------------------------------------------- service_role
 
 create function public.consume_login(

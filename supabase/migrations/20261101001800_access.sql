@@ -27,7 +27,7 @@ begin
       'info', 'overview', 'provider_cards', 'whoami', 'balance', 'make_enrolment', 'quote_job', 'submit_job', 'get_job',
       'cancel_job', 'register_node', 'heartbeat', 'claim_attempts', 'start_attempt', 'complete_attempt', 'fail_attempt',
       'leave', 'node_status', 'acknowledge_command', 'finish_command', 'drain_node', 'resume_node', 'set_maintenance',
-      'command_node', 'cancel_command', 'grant_credit', 'set_node_approval', 'set_user_status', 'set_setting', 'prove_ledger',
+      'command_node', 'cancel_command', 'grant_credit', 'set_node_approval', 'set_user_status', 'set_setting', 'prove_ledger', 'health',
       'consume_login', 'ensure_operator', 'tick'))
   loop
     execute format('revoke all on function %s from public, anon, authenticated, service_role', v_object.name);
@@ -72,14 +72,14 @@ grant execute on function
   public.set_node_approval(uuid, text), infernet.set_node_approval(uuid, text),
   public.set_user_status(text, text), infernet.set_user_status(text, text),
   public.set_setting(text, jsonb), infernet.set_setting(text, jsonb),
-  public.prove_ledger(), infernet.operator_proof()
+  public.prove_ledger(), infernet.operator_proof(), public.health(), infernet.operator_health()
 to authenticated;
 
 grant execute on function
   public.consume_login(text, text, bigint, text, text, text, text, text),
   infernet.consume_login(text, text, bigint, text, text, text, text, text),
   public.ensure_operator(text, text), infernet.ensure_operator(text, text),
-  public.tick(), infernet.tick(), infernet.prove_ledger()
+  public.tick(), infernet.tick(), infernet.prove_ledger(), public.health(), infernet.health()
 to service_role;
 
 -- What policies call runs as whoever reads.

@@ -109,6 +109,7 @@ insert into expected_function values
   ('public.set_user_status(text,text)', 'authenticated'), ('infernet.set_user_status(text,text)', 'authenticated'),
   ('public.set_setting(text,jsonb)', 'authenticated'), ('infernet.set_setting(text,jsonb)', 'authenticated'),
   ('public.prove_ledger()', 'authenticated'), ('infernet.operator_proof()', 'authenticated'),
+  ('public.health()', 'authenticated service_role'), ('infernet.operator_health()', 'authenticated'), ('infernet.health()', 'service_role'),
   -- what policies call
   ('infernet.is_operator()', 'authenticated'), ('infernet.may_receive(text)', 'authenticated'), ('infernet.may_send(text)', 'authenticated'),
   ('infernet.usd(numeric)', 'authenticated'), ('infernet.price(numeric,numeric,bigint,bigint)', 'authenticated'),
@@ -312,6 +313,7 @@ insert into expected_call values
   ('set_user_status(repeat(''0'', 64), ''active'')',                                    '42501', 'PT403', 'PT403', 'PT403', 'PT403', 'PT403', 'PT403', 'PT404'),
   ('set_setting(''fee_rate'', ''0.05'')',                                               '42501', 'PT403', 'PT403', 'PT403', 'PT403', 'PT403', 'PT403', 'done'),
   ('prove_ledger()',                                                                    '42501', 'PT403', 'PT403', 'PT403', 'PT403', 'PT403', 'PT403', 'done'),
+  ('health()',                                                                          '42501', 'PT403', 'PT403', 'PT403', 'PT403', 'PT403', 'PT403', 'done'),
   ('consume_login(repeat(''0'', 64), repeat(''1'', 64), 0, ''user'')',                  '42501', '42501', '42501', '42501', '42501', '42501', '42501', '42501'),
   ('ensure_operator(repeat(''1'', 64))',                                                '42501', '42501', '42501', '42501', '42501', '42501', '42501', '42501'),
   ('tick()',                                                                            '42501', '42501', '42501', '42501', '42501', '42501', '42501', '42501');
