@@ -78,4 +78,8 @@ mod market_races;
 #[cfg(feature = "stack")]
 mod market_steps;
 #[cfg(feature = "stack")]
+mod outages;
+#[cfg(feature = "stack")]
 mod secrets;
+#[cfg(feature = "stack")]
+mod still_market;

@@ -14,8 +14,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use uuid::Uuid;
 
-/// Milliseconds of the clock of the database.
-pub(crate) type Millis = i64;
+use crate::still_market::{Answer, Millis};
 
 /// Settings of a new control plane, in milliseconds.
 const LEASE: Millis = 15_000;
@@ -170,10 +169,11 @@ pub(crate) enum Call {
         node: Uuid,
         attempt: Uuid,
         lease: Uuid,
-        output: String,
+        bytes: usize,
         usage: (u64, u64),
         finish: &'static str,
-        receipt: Value,
+        /// As SQL, with the receipt.
+        arguments: String,
     },
     Fail {
         node: Uuid,
@@ -210,9 +210,6 @@ pub(crate) enum Call {
     },
     Tick,
 }
-
-/// What a call answered: a value, or the word of its refusal.
-pub(crate) type Answer = Result<Value, String>;
 
 /// Why the database and the model differ.
 pub(crate) type Fault = String;
@@ -361,8 +358,8 @@ impl Model {
                 }
                 Ok(())
             }
-            Call::Complete { attempt, lease, output, usage, .. } => {
-                self.complete(*attempt, *lease, output, *usage, answer)
+            Call::Complete { attempt, lease, bytes, usage, .. } => {
+                self.complete(*attempt, *lease, *bytes, *usage, answer)
             }
             Call::Fail { attempt, lease, code, retry, .. } => {
                 let failed = &self.attempts[attempt];
@@ -554,7 +551,7 @@ impl Model {
         &mut self,
         id: Uuid,
         lease: Uuid,
-        output: &str,
+        bytes: usize,
         (input_tokens, output_tokens): (u64, u64),
         answer: &Value,
     ) -> Result<(), Fault> {
@@ -577,7 +574,7 @@ impl Model {
         let millis = u64::try_from(self.now - attempt.started.unwrap()).unwrap();
         let in_time = (millis * TOKENS_PER_SECOND).div_ceil(1000);
         let input_tokens = input_tokens.min(job.input_bound);
-        let bytes = u64::try_from(output.len()).unwrap();
+        let bytes = u64::try_from(bytes).unwrap();
         let output_tokens = output_tokens.min(job.max_tokens).min(bytes).min(in_time);
         let cost = price(attempt.price_input, attempt.price_output, input_tokens, output_tokens);
         let captured = cost.min(job.cap);

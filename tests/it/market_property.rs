@@ -7,23 +7,19 @@
 //! fails is shortened and printed as a list of steps, with the seed:
 //! `INFERNET_PROPERTY_SEED=N cargo nextest run market_property` does it again.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use infernet::stack::data_dir::{DataDir, DataDirLock};
-use infernet::stack::postgres::{Connection, Postgres, SUPERUSER};
-use infernet::stack::secrets::Secrets;
 use proptest::test_runner::{Config, RngSeed, TestCaseError, TestError, TestRunner};
-use ring::digest::{SHA256, digest};
 use rust_decimal::Decimal;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use uuid::Uuid;
 
-use crate::control_plane::{copy_template, reachable_dir};
-use crate::market_model::{Answer, AttemptState, Call, Fault, Millis, Model, Seen, Submission};
+use crate::market_model::{AttemptState, Call, Fault, Model, Seen, Submission};
 use crate::market_steps::{Maximum, Named, Step, Steps};
+use crate::still_market::{Answer, BEGINNING, Millis, StillMarket, StillServer, completion};
 
 /// Cases and steps of the long run; at least 10,000 steps together.
 const CASES: u32 = 48;
@@ -37,207 +33,57 @@ pub(crate) const INPUT_BOUND: u64 = 15 + 64;
 
 const MODELS: [&str; 2] = ["apple", "birch"];
 
-/// When each case begins: 2026-12-01 12:00:00 UTC.
-const BEGINNING: Millis = 1_796_126_400_000;
-
-/// How the test acts and looks: apart from the calls of the API, all that it
-/// knows of the schema.
-const WATCHER: &str = r#"
-    create schema tests;
-    create function tests.act(p_subject uuid, p_sql text) returns jsonb
-    language plpgsql set search_path = '' as $$
-    declare
-      v_answer jsonb;
-      v_state  text;
-      v_detail text;
-      v_text   text;
-    begin
-      perform set_config('request.jwt.claims', jsonb_build_object('sub', p_subject, 'role', 'authenticated')::text, true);
-      perform set_config('role', 'authenticated', true);
-      begin
-        execute 'select to_jsonb(' || p_sql || ')' into v_answer;
-        v_answer := jsonb_build_object('ok', v_answer);
-      exception when others then
-        get stacked diagnostics v_state = returned_sqlstate, v_detail = pg_exception_detail, v_text = message_text;
-        if v_state not like 'PT%' then
-          raise;
-        end if;
-        v_answer := jsonb_build_object('refused', v_detail, 'message', v_text);
-      end;
-      perform set_config('role', 'none', true);
-      return v_answer;
-    end $$;
-    -- Ids that are the same in each run, since rows are also taken in their order.
-    create sequence tests.ids;
-    create function tests.next_id() returns uuid
-    language sql set search_path = '' as $$
-      select lpad(nextval('tests.ids')::text, 32, '0')::uuid
-    $$;
-    alter table public.offers alter column id set default tests.next_id();
-    alter table public.job_attempts alter column id set default tests.next_id();
-    create function tests.ms(p_at timestamptz) returns bigint
-    language sql immutable as $$ select (extract(epoch from p_at) * 1000)::bigint $$;
-    create function tests.seen() returns jsonb
-    language plpgsql as $$
-    begin
-      return (select jsonb_build_object(
-        'last_tick', tests.ms(p.last_tick), 'grace_until', tests.ms(p.grace_until),
-        'jobs', (select coalesce(jsonb_object_agg(j.id, jsonb_build_object(
-            'consumer', j.consumer_id, 'model', j.model_name, 'state', j.state, 'attempts', j.attempts,
-            'max_attempts', j.max_attempts, 'cap', j.price_cap::text, 'input_bound', j.input_bound,
-            'max_tokens', j.max_tokens, 'deadline', tests.ms(j.deadline_at), 'failed_on', j.failed_on,
-            'retry_after', tests.ms(j.retry_after), 'cancel_at', tests.ms(j.cancel_at), 'ended', tests.ms(j.ended_at),
-            'cost', j.cost::text, 'code', j.error_code, 'hold', h.state, 'captured', h.captured::text)), '{}')
-          from public.jobs j left join public.ledger_holds h on h.job_id = j.id),
-        'attempts', (select coalesce(jsonb_object_agg(a.id, jsonb_build_object(
-            'job', a.job_id, 'number', a.number, 'offer', a.offer_id, 'node', a.provider_id, 'state', a.state,
-            'lease', a.lease, 'price_input', a.price_input::text, 'price_output', a.price_output::text,
-            'offered', tests.ms(a.offered_at), 'started', tests.ms(a.started_at), 'ended', tests.ms(a.ended_at),
-            'cost', a.cost::text, 'earned', a.earned::text, 'code', a.error_code)), '{}')
-          from public.job_attempts a),
-        'offers', (select coalesce(jsonb_object_agg(o.id, jsonb_build_object(
-            'node', o.provider_id, 'model', m.name, 'slots', l.slots, 'busy', l.busy, 'enabled', o.enabled,
-            'approved', o.approved, 'price_input', o.price_input::text, 'price_output', o.price_output::text)), '{}')
-          from public.offers o join infernet.offer_load l on l.offer_id = o.id join public.models m on m.id = o.model_id),
-        'nodes', (select jsonb_object_agg(n.node_id, jsonb_build_object(
-            'owner', n.owner_id, 'lease_until', tests.ms(n.lease_until), 'approval', p.approval,
-            'wants_drain', n.wants_drain, 'stopped', n.stopped, 'draining', n.draining,
-            'drained_by', s.drained_by, 'paused_until', tests.ms(s.paused_until)))
-          from public.node_liveness n join public.providers p on p.id = n.node_id
-          left join public.node_stops s on s.node_id = n.node_id),
-        'balances', (select jsonb_object_agg(party_id, money) from (
-          select a.party_id, jsonb_object_agg(a.kind, a.balance::text) as money
-          from public.ledger_accounts a where a.kind in ('available', 'held', 'earned') group by 1) x),
-        'fees', (select sum(a.balance)::text from public.ledger_accounts a where a.kind = 'fee'))
-      from infernet.pulse p);
-    end $$;
-    create function tests.person(p_name text, p_key text, p_credit numeric) returns uuid
-    language plpgsql as $$
-    declare
-      v_user uuid := infernet.ensure_user(p_key, p_name);
-    begin
-      perform infernet.post_transfer(gen_random_uuid(), 'grant',
-        array[infernet.account('goodwill', null), infernet.account('available', v_user)],
-        array[-p_credit, p_credit]);
-      return v_user;
-    end $$;
-    create function tests.node(p_name text, p_key text, p_owner uuid) returns uuid
-    language plpgsql as $$
-    declare
-      v_key infernet.keys;
-    begin
-      insert into infernet.keys values (p_key, tests.next_id(), 'provider') returning * into v_key;
-      perform infernet.make_node(v_key, p_owner, p_name);
-      update public.providers set approval = 'approved' where id = v_key.subject;
-      return v_key.subject;
-    end $$;"#;
-
-fn key(name: &str) -> String {
-    hex::encode(digest(&SHA256, name.as_bytes()))
-}
-
-/// A server with the database that those of the cases are copied from.
+/// A server, and who there is on it.
 struct Arena {
-    postgres: RefCell<Postgres>,
-    secrets: Secrets,
-    superuser: Connection,
+    server: StillServer,
     people: Vec<Uuid>,
     operator: Uuid,
     nodes: Vec<Uuid>,
-    databases: Cell<u32>,
     steps: Cell<usize>,
     failed_at: Rc<Cell<usize>>,
-    _lock: DataDirLock,
-    _directory: tempfile::TempDir,
 }
 
 impl Arena {
     /// Starts a server.
     async fn open() -> Self {
-        let directory = reachable_dir();
-        let path = directory.path().join("data");
-        copy_template(&path).await;
-        let data = DataDir::create(path).unwrap();
-        let lock = data.lock().unwrap();
-        let secrets = Secrets::load_or_create(&data).unwrap();
-        let postgres = Postgres::start(&data, None, &secrets.superuser_password).await.unwrap();
-        let mut config = postgres.endpoint().config(SUPERUSER, &secrets.superuser_password);
-        let superuser = Connection::open(config.dbname("template1")).await.unwrap();
-        // The data are not kept.
-        superuser.batch_execute("alter system set fsync = off").await.unwrap();
-        superuser.batch_execute("select pg_reload_conf()").await.unwrap();
-
-        let config = postgres.endpoint().config("postgres", &secrets.postgres_password);
-        let owner = Connection::open(&config).await.unwrap();
-        owner.batch_execute(WATCHER).await.unwrap();
-        let id = async |sql: String| -> Uuid { owner.query_one(&sql, &[]).await.unwrap().get(0) };
+        let server = StillServer::start().await;
+        let market = server.original().await;
+        market.execute(include_str!("market_model.sql")).await;
         let mut people = Vec::new();
         for name in ["ada", "ben", "cleo"] {
-            people.push(id(format!("select tests.person('{name}', '{}', 0.02)", key(name))).await);
+            people.push(market.person(name, "0.02").await);
         }
-        let operator =
-            id(format!("select infernet.ensure_operator('{}', 'olga')", key("olga"))).await;
+        let operator = market.operator("olga").await;
         let mut nodes = Vec::new();
-        // Two nodes have one owner, and one belongs to a consumer.
-        let owners = [&people[0], &people[1], &people[1], &operator];
-        for (index, person) in owners.iter().enumerate() {
-            let name = format!("node-{index}");
-            nodes.push(
-                id(format!("select tests.node('{name}', '{}', '{person}')", key(&name))).await,
-            );
+        // Two nodes have one owner, and consumers have nodes too.
+        for (index, owner) in [people[0], people[1], people[1], operator].iter().enumerate() {
+            nodes.push(market.node(&format!("node-{index}"), *owner).await);
         }
-        Self {
-            postgres: RefCell::new(postgres),
-            secrets,
-            superuser,
-            people,
-            operator,
-            nodes,
-            databases: Cell::new(0),
-            steps: Cell::new(0),
-            failed_at: Rc::default(),
-            _lock: lock,
-            _directory: directory,
-        }
+        Self { server, people, operator, nodes, steps: Cell::new(0), failed_at: Rc::default() }
     }
 
-    /// Plants a defect into the databases of the cases that follow, and returns
+    /// Plants a defect into the markets of the cases that follow, and returns
     /// what heals it.
     async fn plant(&self, defect: &Defect) -> String {
-        let owner = self.template().await;
-        let read = "select pg_get_functiondef($1::text::regproc)";
-        let whole: String = owner.query_one(read, &[&defect.function]).await.unwrap().get(0);
+        let market = self.server.original().await;
+        let read = format!("select pg_get_functiondef('{}'::regproc)", defect.function);
+        let whole: String = market.read(&read).await;
         let planted = whole.replace(defect.guard, defect.without);
         assert_ne!(planted, whole, "{} has no {:?} any more", defect.function, defect.guard);
-        owner.batch_execute(&planted).await.unwrap();
+        market.execute(&planted).await;
         whole
     }
 
-    /// Connects to the database that the others are copied from.
-    async fn template(&self) -> Connection {
-        let password = &self.secrets.postgres_password;
-        let config = self.postgres.borrow().endpoint().config("postgres", password);
-        Connection::open(&config).await.unwrap()
-    }
-
-    /// Lives through the steps in a database of its own.
+    /// Lives through the steps in a market of its own.
     async fn live(&self, steps: &[Step]) -> Result<(), Fault> {
-        let number = self.databases.replace(self.databases.get() + 1);
-        let create = format!("create database case_{number} template postgres strategy file_copy");
-        self.superuser.batch_execute(&create).await.unwrap();
-        let mut config =
-            self.postgres.borrow().endpoint().config("postgres", &self.secrets.postgres_password);
-        let client = Connection::open(config.dbname(format!("case_{number}"))).await.unwrap();
-        let result = Box::pin(self.live_on(client, steps)).await;
-        let drop = format!("drop database case_{number} with (force)");
-        self.superuser.batch_execute(&drop).await.unwrap();
+        let market = self.server.copy().await;
+        let result = Box::pin(self.live_in(market, steps)).await;
+        self.server.remove_copy().await;
         result
     }
 
-    async fn live_on(&self, client: Connection, steps: &[Step]) -> Result<(), Fault> {
-        // The same chance in each run of a case, so that it can be shortened.
-        client.batch_execute("select setseed(0.25)").await.unwrap();
-        let mut life = Life::begin(self, client).await?;
+    async fn live_in(&self, market: StillMarket, steps: &[Step]) -> Result<(), Fault> {
+        let mut life = Life::begin(self, market).await?;
         for (index, step) in steps.iter().enumerate() {
             self.steps.set(self.steps.get() + 1);
             let what = |fault: Fault| {
@@ -252,16 +98,12 @@ impl Arena {
         self.failed_at.set(0);
         Box::pin(life.end()).await.map_err(|fault| format!("at the end: {fault}"))
     }
-
-    async fn close(self) {
-        self.postgres.into_inner().stop().await;
-    }
 }
 
 /// One case.
 struct Life<'a> {
     arena: &'a Arena,
-    client: Connection,
+    market: StillMarket,
     model: Model,
     /// In the order in which they were submitted.
     submissions: Vec<Submission>,
@@ -272,11 +114,11 @@ struct Life<'a> {
 }
 
 impl<'a> Life<'a> {
-    async fn begin(arena: &'a Arena, client: Connection) -> Result<Self, Fault> {
-        let model = Model::new(BEGINNING, &look(&client).await);
+    async fn begin(arena: &'a Arena, market: StillMarket) -> Result<Self, Fault> {
+        let model = Model::new(BEGINNING, &look(&market).await);
         let mut life = Self {
             arena,
-            client,
+            market,
             model,
             submissions: Vec::new(),
             begun: BTreeMap::new(),
@@ -296,35 +138,20 @@ impl<'a> Life<'a> {
 
     async fn set_clock(&mut self, now: Millis) {
         self.model.now = now;
-        let clock = format!(
-            "select set_config('infernet.clock', to_timestamp({}.{:03})::text, false)",
-            now / 1000,
-            now % 1000
-        );
-        self.client.batch_execute(&clock).await.unwrap();
+        self.market.set_clock(now).await;
     }
 
     /// Makes a call, and lets the model follow.
     async fn call(&mut self, call: Call) -> Result<Answer, Fault> {
         let answer = match sql(&call) {
-            None => self.client.query_one("select infernet.tick()", &[]).await,
-            Some((subject, sql)) => {
-                self.client.query_one("select tests.act($1, $2)", &[&subject, &sql]).await
-            }
+            None => self.market.try_tick().await.map(Ok),
+            Some((subject, sql)) => self.market.try_act(subject, &sql).await,
         };
-        let answer: Value = match answer {
-            Ok(row) => row.get(0),
-            Err(error) => {
-                let why =
-                    error.as_db_error().map_or_else(|| error.to_string(), ToString::to_string);
-                return Err(format!("{call:?} broke: {why}"));
-            }
-        };
-        let answer = match answer.get("refused") {
-            Some(word) => Err(word.as_str().unwrap_or_default().to_owned()),
-            None => Ok(answer.get("ok").unwrap_or(&answer).clone()),
-        };
-        let seen = look(&self.client).await;
+        let answer = answer.map_err(|error| {
+            let why = error.as_db_error().map_or_else(|| error.to_string(), ToString::to_string);
+            format!("{call:?} broke: {why}")
+        })?;
+        let seen = look(&self.market).await;
         let followed = self.model.follow(&call, &answer, &seen);
         followed.map_err(|fault| format!("{call:?} answered {answer:?}\n  {fault}"))?;
         Ok(answer)
@@ -551,41 +378,34 @@ impl<'a> Life<'a> {
     ) -> Result<(), Fault> {
         let node = self.model.attempts[&attempt].node;
         let lease = self.lease(attempt, is_wrong_lease);
-        let output = "y".repeat(bytes);
-        let input_tokens = tokens * 3;
-        let begun = self.begun.get(&attempt).cloned().unwrap_or_default();
+        let mut begun = self.begun.get(&attempt).cloned().unwrap_or(json!({}));
+        begun["attempt"] = json!(attempt);
+        begun["lease"] = json!(lease);
         let index = self.arena.nodes.iter().position(|n| *n == node).unwrap_or(0);
-        let public_key = key(&format!("node-{index}"));
-        let content = json!({
-            "job": begun["job"], "attempt": attempt, "node": public_key, "model": begun["model"],
-            "input_sha256": begun["input_sha256"], "output_sha256": key(&output), "finish": finish,
-            "input_tokens": input_tokens, "output_tokens": tokens,
-            "price_input": begun["price_input"], "price_output": begun["price_output"],
-        });
-        let receipt = json!({"kind": 27237, "pubkey": public_key, "content": content.to_string()});
-        let usage = (input_tokens, tokens);
-        self.make(Call::Complete { node, attempt, lease, output, usage, finish, receipt }).await?;
-        Ok(())
+        let usage = (tokens * 3, tokens);
+        let arguments =
+            completion(&format!("node-{index}"), &begun, &"y".repeat(bytes), finish, usage);
+        self.make(Call::Complete { node, attempt, lease, bytes, usage, finish, arguments }).await
     }
 
     /// Lets everything run out, and checks that nothing is left over.
     async fn end(&mut self) -> Result<(), Fault> {
         self.set_clock(self.model.now + 4_000_000).await;
         self.make(Call::Tick).await?;
-        self.model.check_is_over(&look(&self.client).await)?;
+        self.model.check_is_over(&look(&self.market).await)?;
         self.prove().await
     }
 
     async fn prove(&self) -> Result<(), Fault> {
-        let row = self.client.query_one("select infernet.prove_ledger()", &[]).await.unwrap();
-        let proof: Value = row.get(0);
-        if proof["ok"] == true { Ok(()) } else { Err(format!("the books are not whole: {proof}")) }
+        match self.market.fault_in_books().await {
+            None => Ok(()),
+            Some(proof) => Err(format!("the books are not whole: {proof}")),
+        }
     }
 }
 
-async fn look(client: &Connection) -> Seen {
-    let row = client.query_one("select tests.seen()", &[]).await.unwrap();
-    serde_json::from_value(row.get(0)).unwrap()
+async fn look(market: &StillMarket) -> Seen {
+    serde_json::from_value(market.read("select tests.seen()").await).unwrap()
 }
 
 /// Who makes a call, and how it reads in SQL; the tick is nobody's.
@@ -613,10 +433,7 @@ fn sql(call: &Call) -> Option<(Uuid, String)> {
         Call::Start { node, attempt, lease } => {
             (*node, format!("public.start_attempt('{attempt}', '{lease}')"))
         }
-        Call::Complete { node, attempt, lease, output, usage, finish, receipt } => {
-            let usage = json!({"input_tokens": usage.0, "output_tokens": usage.1});
-            let arguments =
-                format!("'{attempt}', '{lease}', '{output}', '{finish}', '{usage}', '{receipt}'");
+        Call::Complete { node, arguments, .. } => {
             (*node, format!("public.complete_attempt({arguments})"))
         }
         Call::Fail { node, attempt, lease, code, retry } => (
@@ -722,7 +539,7 @@ fn ten_thousand_random_steps_do_what_the_model_does() {
     let seed = std::env::var("INFERNET_PROPERTY_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed = seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
     let result = explore(&runtime, &arena, CASES, seed, 90_000);
-    runtime.block_on(arena.close());
+    runtime.block_on(arena.server.stop());
     let steps = result.unwrap_or_else(|fault| panic!("{fault}"));
     println!("{steps} steps, seed {seed}");
     assert!(steps >= 10_000, "only {steps} steps were taken");
@@ -740,7 +557,7 @@ fn the_model_notices_each_guard_that_is_missing() {
             Ok(_) => panic!("{} without {:?} went unnoticed", defect.function, defect.guard),
             Err(fault) => println!("{} after {steps} steps: {fault}\n", defect.function),
         }
-        runtime.block_on(async { arena.template().await.batch_execute(&whole).await.unwrap() });
+        runtime.block_on(async { arena.server.original().await.execute(&whole).await });
     }
-    runtime.block_on(arena.close());
+    runtime.block_on(arena.server.stop());
 }
