@@ -14,9 +14,13 @@ mod market {
 
     pub(crate) mod contender;
     pub(crate) mod database;
+    pub(crate) mod fairness;
+    pub(crate) mod heartbeats;
     pub(crate) mod held;
     pub(crate) mod life;
     pub(crate) mod lives;
+    pub(crate) mod loaded;
+    pub(crate) mod notify;
     pub(crate) mod profile;
     pub(crate) mod world;
 }
@@ -26,14 +30,15 @@ use std::process::ExitCode;
 use harness::market::Failure;
 use harness::report::Report;
 use market::database::Database;
+use market::loaded::Loaded;
 use market::world::{Size, World};
-use market::{held, lives, profile};
+use market::{fairness, heartbeats, held, lives, loaded, notify, profile};
 
 /// The market that most measures are taken on.
 const BASE: Size = Size { consumers: 1000, nodes: 100, models: 5, offers: 20, slots: 8 };
 
 /// The groups of measures, by the name that `--only` knows them by.
-const GROUPS: [&str; 2] = ["life", "held_snapshot"];
+const GROUPS: [&str; 6] = ["life", "notify", "fair_wait", "held_snapshot", "loaded", "heartbeat"];
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -59,10 +64,12 @@ async fn main() -> ExitCode {
 struct Chosen {
     only: Option<String>,
     profile: bool,
+    small: bool,
 }
 
 impl Chosen {
-    /// Reads `--only MEASURE` and `--profile`. A measure chooses its whole group.
+    /// Reads `--only MEASURE`, `--profile` and `--small`. A measure chooses its whole
+    /// group.
     fn from_arguments() -> Result<Self, Failure> {
         let arguments: Vec<String> = std::env::args().skip(1).collect();
         let only = arguments.iter().position(|argument| argument == "--only").map(|at| {
@@ -75,10 +82,8 @@ impl Chosen {
                     format!("There is no measure {name}; they begin with {}.", GROUPS.join(", "))
                 })
         });
-        Ok(Self {
-            only: only.transpose()?,
-            profile: arguments.iter().any(|argument| argument == "--profile"),
-        })
+        let has = |name: &str| arguments.iter().any(|argument| argument == name);
+        Ok(Self { only: only.transpose()?, profile: has("--profile"), small: has("--small") })
     }
 
     fn has(&self, group: &str) -> bool {
@@ -87,7 +92,7 @@ impl Chosen {
 
     /// Whether the run is less than the whole, and not to be kept.
     fn is_partial(&self) -> bool {
-        self.only.is_some() || self.profile
+        self.only.is_some() || self.profile || self.small
     }
 }
 
@@ -110,8 +115,28 @@ async fn measure_on(
     if chosen.has("life") {
         lives::measure(database, &base, report).await?;
     }
+    if chosen.has("notify") {
+        notify::measure(database, &base, report).await?;
+    }
+    if chosen.has("fair_wait") {
+        fairness::measure(database, report).await?;
+    }
     if chosen.has("held_snapshot") {
         held::measure(database, &base, report).await?;
+    }
+    if chosen.has("loaded") || chosen.has("heartbeat") {
+        // The comparison is taken just before, because the machine may change.
+        let empty_rate = match chosen.has("loaded") {
+            true => Some(loaded::empty_rate(database, &base, report).await?),
+            false => None,
+        };
+        let big = Loaded::load(database, chosen.small, report).await?;
+        if let Some(empty_rate) = empty_rate {
+            loaded::measure(database, &big, empty_rate, report).await?;
+        }
+        if chosen.has("heartbeat") {
+            heartbeats::measure(database, &big, report).await?;
+        }
     }
     database.prove_ledger().await
 }

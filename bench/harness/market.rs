@@ -225,22 +225,26 @@ fn says_ended(payload: &Value) -> bool {
     matches!(state, Some("completed" | "failed" | "cancelled" | "expired"))
 }
 
-async fn wait_joined(channel: &mut Channel) -> Result<(), Failure> {
+/// Waits until a channel is joined.
+///
+/// # Errors
+/// It is refused, closed, or not joined in time.
+pub(crate) async fn wait_joined(channel: &mut Channel) -> Result<(), Failure> {
     let joined = async {
         loop {
             match channel.recv().await {
                 Some(ChannelEvent::Joined) => return Ok(()),
                 Some(ChannelEvent::Refused { reason }) => {
-                    return Err(format!("The channel of a job was refused: {reason}").into());
+                    return Err(format!("A channel was refused: {reason}").into());
                 }
                 Some(_) => {}
-                None => return Err("The channel of a job was closed.".into()),
+                None => return Err("A channel was closed.".into()),
             }
         }
     };
     tokio::time::timeout(JOIN_LIMIT, joined)
         .await
-        .map_err(|_elapsed| "The channel of a job was not joined in time.")?
+        .map_err(|_elapsed| "A channel was not joined in time.")?
 }
 
 /// Starts `infernet up` and reads its URL and publishable key.

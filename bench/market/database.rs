@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
 
 use infernet::stack::postgres::{Connection, SUPERUSER};
 use infernet::stack::{Stack, StackOptions};
@@ -11,8 +12,7 @@ use tempfile::TempDir;
 
 use crate::harness::market::Failure;
 
-/// Settings that keep nodes alive which send no heartbeats, in seconds; and nodes
-/// and jobs without a limit that a benchmark would meet first.
+/// Settings for nodes that no operator approves and that send no heartbeats.
 const SETTINGS: [(&str, &str); 3] =
     [("node_approval", "\"auto\""), ("lease_secs", "86400"), ("forgotten_secs", "86400")];
 
@@ -48,6 +48,16 @@ impl Database {
     pub(crate) async fn stop(self) {
         self.stack.stop().await;
         drop(self.directory);
+    }
+
+    /// The control plane.
+    pub(crate) fn stack(&self) -> &Stack {
+        &self.stack
+    }
+
+    /// The directory of the database's own files.
+    pub(crate) fn cluster(&self) -> PathBuf {
+        self.stack.data().cluster()
     }
 
     /// Connects as the cluster's superuser.

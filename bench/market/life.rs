@@ -43,6 +43,7 @@ pub(crate) struct Lane {
     submit: Statement,
     start: Statement,
     complete: Statement,
+    heartbeat: Statement,
     random: fastrand::Rng,
 }
 
@@ -64,6 +65,7 @@ impl Lane {
         let complete = connection
             .prepare("select public.complete_attempt($1, $2, $3, 'stop', $4, $5)")
             .await?;
+        let heartbeat = connection.prepare("select public.heartbeat(p_running => $1)").await?;
         Ok(Self {
             connection,
             world: Arc::clone(world),
@@ -71,6 +73,7 @@ impl Lane {
             submit,
             start,
             complete,
+            heartbeat,
             random: fastrand::Rng::new(),
         })
     }
@@ -88,6 +91,17 @@ impl Lane {
         let call = self.connection.query_one(statement, arguments);
         let (_, row) = tokio::try_join!(claim, call)?;
         Ok(row.get(0))
+    }
+
+    /// A random number below a bound.
+    pub(crate) fn random(&mut self, below: usize) -> usize {
+        self.random.usize(..below)
+    }
+
+    /// A random consumer.
+    pub(crate) fn consumer(&mut self) -> Uuid {
+        let number = self.random.usize(..self.world.consumers.len());
+        self.world.consumers[number]
     }
 
     /// Submits a job for a model as a consumer.
@@ -136,14 +150,41 @@ impl Lane {
         Err(format!("A result was not accepted: {ended}").into())
     }
 
+    /// Sends a node's heartbeat.
+    ///
+    /// # Errors
+    /// The market refuses.
+    pub(crate) async fn heartbeat(&self, node: Uuid, running: &[Uuid]) -> Result<Value, Failure> {
+        self.call(node, &self.heartbeat, &[&running]).await
+    }
+
+    /// Registers a node with one offer, at the default price.
+    ///
+    /// # Errors
+    /// The market refuses.
+    pub(crate) async fn register(
+        &self,
+        node: Uuid,
+        model: &str,
+        slots: u32,
+    ) -> Result<(), Failure> {
+        let register = self
+            .connection
+            .prepare("select public.register_node('{\"platform\":\"linux\"}', $1, 'bench')")
+            .await?;
+        let offers = json!([{ "model": model, "slots": slots }]);
+        self.call(node, &register, &[&offers]).await?;
+        Ok(())
+    }
+
     /// Lives one life: a random consumer, a random one of the models, and whatever
     /// node the market chooses.
     ///
     /// # Errors
     /// The market refuses, or has no free slot.
     pub(crate) async fn live(&mut self, models: &[String]) -> Result<Times, Failure> {
-        let consumer = self.world.consumers[self.random.usize(..self.world.consumers.len())];
-        let model = &models[self.random.usize(..models.len())];
+        let consumer = self.consumer();
+        let model = &models[self.random(models.len())];
         let begin = Instant::now();
         let job = self.submit(consumer, model).await?;
         let submitted = Instant::now();

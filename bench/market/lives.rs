@@ -61,6 +61,21 @@ impl Lived {
     }
 }
 
+/// Opens the connections that live lives.
+///
+/// # Errors
+/// The database refuses.
+pub(crate) async fn open_lanes(
+    database: &Database,
+    world: &Arc<World>,
+) -> Result<Vec<Lane>, Failure> {
+    let mut lanes = Vec::with_capacity(LANES);
+    for _ in 0..LANES {
+        lanes.push(Lane::open(database, world).await?);
+    }
+    Ok(lanes)
+}
+
 /// Opens the connections that live lives, and lives on them until connections, plans
 /// and statistics are those of a market that has been open for a while.
 ///
@@ -71,10 +86,7 @@ pub(crate) async fn open_warm_lanes(
     world: &Arc<World>,
     models: &Arc<Vec<String>>,
 ) -> Result<Vec<Lane>, Failure> {
-    let mut lanes = Vec::with_capacity(LANES);
-    for _ in 0..LANES {
-        lanes.push(Lane::open(database, world).await?);
-    }
+    let lanes = open_lanes(database, world).await?;
     let (lanes, _) = live_for(lanes, models, WARM_UP).await?;
     database.settle().await?;
     let (lanes, _) = live_for(lanes, models, WARM_UP).await?;

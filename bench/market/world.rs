@@ -1,4 +1,4 @@
-//! The people and nodes of a market, as `load.sql` makes them.
+//! The people, nodes and history of a market, as `load.sql` makes them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ pub(crate) struct World {
     pub(crate) consumers: Vec<Uuid>,
     /// The nodes' public keys by their ids.
     pub(crate) nodes: HashMap<Uuid, String>,
-    /// The names of the models.
+    /// The names of the models, in order.
     pub(crate) models: Vec<String>,
 }
 
@@ -47,34 +47,40 @@ impl World {
             .execute(nodes, &[&name, &size.nodes, &size.models, &size.offers, &size.slots])
             .await?;
         database.settle().await?;
-        Ok(Arc::new(Self::read(database, name).await?))
-    }
-
-    /// Reads the market of a name.
-    ///
-    /// # Errors
-    /// The database refuses.
-    async fn read(database: &Database, name: &str) -> Result<Self, Failure> {
-        let owner = database.superuser().await?;
-        let consumers = owner
-            .query("select id from public.users where name like $1 || ' consumer %'", &[&name])
-            .await?;
+        let consumers =
+            owner.query("select id from load.consumers where world = $1", &[&name]).await?;
         let nodes = owner
             .query(
-                "select id, public_key from public.providers where name like $1 || ' node %'",
+                "select distinct provider_id, public_key from load.offers where world = $1",
                 &[&name],
             )
             .await?;
         let models = owner
             .query(
-                "select name from public.models where name like $1 || '/%' order by name",
+                "select distinct model, model_name from load.offers where world = $1 order by model",
                 &[&name],
             )
             .await?;
-        Ok(Self {
+        Ok(Arc::new(Self {
             consumers: consumers.iter().map(|row| row.get(0)).collect(),
             nodes: nodes.iter().map(|row| (row.get(0), row.get(1))).collect(),
-            models: models.iter().map(|row| row.get(0)).collect(),
-        })
+            models: models.iter().map(|row| row.get(1)).collect(),
+        }))
     }
+}
+
+/// Writes what was planned in `load.sql`: jobs and money at the same time.
+///
+/// # Errors
+/// The database refuses.
+pub(crate) async fn write_plan(database: &Database) -> Result<(), Failure> {
+    let (jobs, money) = (database.superuser().await?, database.superuser().await?);
+    jobs.batch_execute("analyze load.plan").await?;
+    tokio::try_join!(
+        jobs.batch_execute("select load.write_jobs()"),
+        money.batch_execute("select load.write_money()"),
+    )?;
+    jobs.batch_execute("select load.forget_plan()").await?;
+    jobs.batch_execute("checkpoint").await?;
+    database.settle().await
 }
