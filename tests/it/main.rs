@@ -70,6 +70,8 @@ mod job_stream;
 #[cfg(feature = "stack")]
 mod market;
 #[cfg(feature = "stack")]
+mod market_collisions;
+#[cfg(feature = "stack")]
 mod market_model;
 #[cfg(feature = "stack")]
 mod market_property;

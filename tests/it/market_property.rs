@@ -66,12 +66,7 @@ impl Arena {
     /// what heals it.
     async fn plant(&self, defect: &Defect) -> String {
         let market = self.server.original().await;
-        let read = format!("select pg_get_functiondef('{}'::regproc)", defect.function);
-        let whole: String = market.read(&read).await;
-        let planted = whole.replace(defect.guard, defect.without);
-        assert_ne!(planted, whole, "{} has no {:?} any more", defect.function, defect.guard);
-        market.execute(&planted).await;
-        whole
+        market.weaken(defect.function, defect.guard, defect.without).await
     }
 
     /// Lives through the steps in a market of its own.

@@ -1,7 +1,7 @@
-//! Races in the market, over real parallel connections: claimers, duplicate
-//! completions, cancel against complete, sweep against heartbeat, equal
-//! submits. The guards that they are about are also taken away, to see that the
-//! same race then goes wrong.
+//! Races in the market, over real parallel connections: many nodes for many jobs,
+//! and everything that can end a job at once. The guards that they are about are
+//! also taken away, to see that the same race then goes wrong. Collisions of two
+//! calls are in `market_collisions`.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -207,69 +207,6 @@ async fn the_race_goes_wrong_without_the_lock_of_the_slot() {
 async fn the_race_goes_wrong_without_the_lock_of_the_attempt() {
     let verdict = Box::pin(race(300, &[UNGUARDED_START])).await;
     assert!(verdict.started_twice > 0, "{verdict:?}");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_result_handed_in_many_times_at_once_is_paid_once() {
-    let plane = TestControlPlane::start().await;
-    let market = Market::open(&plane).await;
-    market.stop_time().await;
-    let consumer = market.user("consumer").await;
-    market.credit(consumer, "10").await;
-    let node = market.provider("node", "owner").await;
-    market.register(node, "m", 1, "1").await;
-    for _ in 0..10 {
-        let job = submit(&mut market.connect(consumer).await, Uuid::now_v7()).await.unwrap();
-        let attempt = job["attempt"]["id"].as_str().unwrap().to_owned();
-        let lease = Uuid::new_v4();
-        let begun = market
-            .connect(node)
-            .await
-            .call("start_attempt", &format!("'{attempt}', '{lease}'"))
-            .await
-            .unwrap();
-        let mut tries = JoinSet::new();
-        for _ in 0..16 {
-            let (mut actor, begun) = (market.connect(node).await, begun.clone());
-            tries.spawn(async move { actor.complete(&begun, "ok", "stop", 1, 1).await.unwrap() });
-        }
-        let answers = tries.join_all().await;
-        let first = answers.iter().filter(|answer| answer["reason"].is_null()).count();
-        let repeated = answers.iter().filter(|answer| answer["reason"] == "repeated").count();
-        assert_eq!((first, repeated), (1, 15), "{answers:?}");
-    }
-    let captures = "select count(*) from public.ledger_transfers where kind = 'capture'";
-    assert_eq!(market.number(captures).await, 10);
-    market.prove().await;
-    plane.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_job_submitted_many_times_at_once_is_one_job() {
-    let plane = TestControlPlane::start().await;
-    let market = Market::open(&plane).await;
-    market.stop_time().await;
-    let consumer = market.user("consumer").await;
-    market.credit(consumer, "10").await;
-    let node = market.provider("node", "owner").await;
-    market.register(node, "m", 64, "1").await;
-    for _ in 0..10 {
-        let id = Uuid::now_v7();
-        let mut tries = JoinSet::new();
-        for _ in 0..16 {
-            let mut actor = market.connect(consumer).await;
-            tries.spawn(async move { submit(&mut actor, id).await.unwrap() });
-        }
-        let answers = tries.join_all().await;
-        let created = answers.iter().filter(|answer| answer["created"] == true).count();
-        let attempts: HashSet<_> =
-            answers.iter().map(|answer| answer["attempt"]["id"].to_string()).collect();
-        assert_eq!((created, attempts.len()), (1, 1), "{answers:?}");
-    }
-    assert_eq!(market.number("select count(*) from public.jobs").await, 10);
-    assert_eq!(market.number("select count(*) from public.ledger_holds").await, 10);
-    market.prove().await;
-    plane.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
