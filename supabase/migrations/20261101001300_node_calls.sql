@@ -329,3 +329,58 @@ begin
       'total', infernet.usd(coalesce(sum(a.earned), 0))))
     from public.job_attempts a where a.provider_id = v_key.subject and a.state = 'completed');
 end $$;
+
+-- ---------------------------------------------------------------- owners and operators about nodes
+
+-- A provider as its owner, and an operator, sees it.
+create function infernet.owned_node_json(p_node public.providers, p_now timestamptz) returns jsonb
+language sql volatile security definer set search_path = '' as $$
+  select jsonb_build_object('id', (p_node).id, 'name', (p_node).name, 'status', (p_node).status, 'approval', (p_node).approval,
+    'owner', (p_node).owner_id, 'region', (p_node).region, 'labels', (p_node).labels, 'vram_gb', (p_node).vram_gb,
+    'version', (p_node).version, 'last_seen', nullif(l.last_seen, 'epoch'), 'running', l.running,
+    'stops', infernet.stops((p_node).id, p_now),
+    'maintenance', (select jsonb_build_object('from', s.maintenance_from, 'until', s.maintenance_until, 'note', s.maintenance_note)
+                    from public.node_stops s where s.node_id = (p_node).id and s.maintenance_until > p_now))
+  from public.node_liveness l where l.node_id = (p_node).id
+$$;
+
+-- The caller's own providers by name, an operator's everybody's; those of one status, or all.
+create function infernet.list_nodes(p_status text, p_limit int) returns jsonb
+language plpgsql volatile security definer set search_path = '' as $$
+declare
+  v_user uuid := infernet.require_user();
+  v_all  boolean := infernet.is_operator();
+  v_now  timestamptz := infernet.clock();
+begin
+  if p_limit is null or p_limit not between 1 and 1000 then
+    perform infernet.refuse(422, 'bad_input', 'A list has 1 to 1000 nodes.');
+  elsif p_status is not null and p_status not in ('offline', 'online', 'draining', 'paused') then
+    perform infernet.refuse(422, 'bad_input', 'A node is offline, online, draining or paused.');
+  end if;
+  return (select jsonb_build_object('nodes', coalesce(jsonb_agg(infernet.owned_node_json(n.p, v_now) order by (n.p).name, (n.p).id), '[]'))
+          from (select p from public.providers p
+                where (v_all or p.owner_id = v_user) and (p_status is null or p.status = p_status::public.node_status)
+                order by p.name, p.id limit p_limit) n);
+end $$;
+
+-- One provider, with its offers and its last commands. Names work as ids do, where they are one's only.
+create function infernet.get_node(p_node text) returns jsonb
+language plpgsql volatile security definer set search_path = '' as $$
+declare
+  v_user  uuid := infernet.require_user();
+  v_nodes public.providers[];
+begin
+  select array_agg(p) into v_nodes
+  from (select p from public.providers p
+        where (p.owner_id = v_user or infernet.is_operator())
+          and (p.name = p_node or p.id = case when infernet.is_uuid(lower(p_node)) then p_node::uuid end) limit 2) n (p);
+  if v_nodes is null then
+    perform infernet.refuse(404, 'unknown_node', format('There is no provider %s of yours.', coalesce(left(p_node, 80), 'null')), 'List them: infernet node ls');
+  elsif cardinality(v_nodes) > 1 then
+    perform infernet.refuse(409, 'ambiguous_node', format('Several providers are named %s.', left(p_node, 80)), 'Name it by its id: infernet node ls');
+  end if;
+  return infernet.owned_node_json(v_nodes[1], infernet.clock()) || jsonb_build_object(
+    'offers', infernet.offers_json(v_nodes[1].id),
+    'commands', (select coalesce(jsonb_agg(infernet.command_json(c) order by c.created_at desc, c.id), '[]')
+                 from (select * from public.node_commands c where c.node_id = v_nodes[1].id order by c.created_at desc limit 20) c));
+end $$;

@@ -84,6 +84,12 @@ language sql set search_path = '' as $$ select infernet.finish_command(p_id, p_o
 
 -- ---------------------------------------------------------------- owners of nodes, and operators
 
+create function public.list_nodes(p_status text default null, p_limit int default 200) returns jsonb
+language sql set search_path = '' as $$ select infernet.list_nodes(p_status, p_limit) $$;
+
+create function public.get_node(p_node text) returns jsonb
+language sql set search_path = '' as $$ select infernet.get_node(p_node) $$;
+
 create function public.drain_node(p_node uuid, p_reason text default null) returns jsonb
 language sql set search_path = '' as $$ select infernet.drain_node(p_node, p_reason) $$;
 

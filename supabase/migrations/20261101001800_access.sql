@@ -27,7 +27,7 @@ begin
       'info', 'overview', 'provider_cards', 'whoami', 'balance', 'make_enrolment', 'quote_job', 'submit_job', 'get_job',
       'cancel_job', 'register_node', 'heartbeat', 'claim_attempts', 'start_attempt', 'complete_attempt', 'fail_attempt',
       'leave', 'node_status', 'acknowledge_command', 'finish_command', 'drain_node', 'resume_node', 'set_maintenance',
-      'command_node', 'cancel_command', 'grant_credit', 'set_node_approval', 'set_user_status', 'set_setting', 'prove_ledger', 'health',
+      'command_node', 'cancel_command', 'list_nodes', 'get_node', 'grant_credit', 'set_node_approval', 'set_user_status', 'set_setting', 'prove_ledger', 'health',
       'consume_login', 'ensure_operator', 'tick'))
   loop
     execute format('revoke all on function %s from public, anon, authenticated, service_role', v_object.name);
@@ -64,7 +64,8 @@ grant execute on function
   public.drain_node(uuid, text), infernet.drain_node(uuid, text), public.resume_node(uuid), infernet.resume_node(uuid),
   public.set_maintenance(uuid, timestamptz, timestamptz, text), infernet.set_maintenance(uuid, timestamptz, timestamptz, text),
   public.command_node(uuid, text, jsonb, int), infernet.command_node(uuid, text, jsonb, int),
-  public.cancel_command(uuid), infernet.cancel_command(uuid)
+  public.cancel_command(uuid), infernet.cancel_command(uuid),
+  public.list_nodes(text, int), infernet.list_nodes(text, int), public.get_node(text), infernet.get_node(text)
 to authenticated;
 
 grant execute on function

@@ -246,6 +246,20 @@ select is((select lease_until <= infernet.clock() from public.node_liveness wher
 select tests.as('n1', 'public.register_node(''{}'')') is not null;
 select is(tests.status('n1'), 'online', 'one that is there is online');
 
+-- ------------------------------------------------------------ looking at nodes
+select is(jsonb_path_query_array(tests.as('carol', 'public.list_nodes()'), '$.nodes[*].name'), '["n1"]', 'an owner lists its own nodes');
+select is(jsonb_path_query_array(tests.as('olga', 'public.list_nodes()'), '$.nodes[*].name'), '["n1","n2"]', 'an operator everybody''s');
+select is(jsonb_path_query_array(tests.as('alice', 'public.list_nodes()'), '$.nodes[*].name'), '[]', 'a consumer none');
+select is(jsonb_path_query_array(tests.as('olga', 'public.list_nodes(''paused'')'), '$.nodes[*].name'), '[]', 'or those of one status');
+select matches(tests.state_of($$select tests.as('olga', 'public.list_nodes(''sleepy'')')$$), 'PT422', 'which must be one');
+select is(tests.as('carol', 'public.get_node(''n1'')') ->> 'id', tests.subject('n1')::text, 'a node is found by its name');
+select is(tests.as('carol', format('public.get_node(%L)', upper(tests.subject('n1')::text))) ->> 'name', 'n1', 'or its id');
+select is(jsonb_array_length(tests.as('carol', 'public.get_node(''n1'')') -> 'commands'), 20, 'with its last commands');
+select matches(tests.state_of($$select tests.as('dave', 'public.get_node(''n1'')')$$), 'PT404', 'and by nobody else');
+update public.providers set name = 'n1' where name = 'n2';
+select matches(tests.state_of($$select tests.as('olga', 'public.get_node(''n1'')')$$), 'PT409', 'a name that two nodes have is refused');
+update public.providers set name = 'n2' where id = tests.subject('n2');
+
 -- ------------------------------------------------------------ settings at once
 select is(infernet.settings_now(), (select jsonb_object_agg(key, value) from public.settings), 'the copy of the settings is whole');
 update public.settings set value = '7' where key = 'heartbeat_secs';
