@@ -132,6 +132,8 @@ pub struct NodeConfig {
     pub slots: Option<u32>,
     /// Where it is, if its owner wants that known.
     pub region: Option<String>,
+    /// Words that jobs may ask for, such as `ssd`.
+    pub labels: Vec<String>,
     /// How long running attempts may finish when the agent is asked to stop.
     pub grace: Duration,
 }
@@ -410,6 +412,14 @@ mod tests {
         let (line, message) = wrong("[control]\n\nprot = 1\n");
         assert_eq!(line, 3);
         assert!(message.contains("unknown field `prot`, expected one of `url`"), "{message}");
+
+        let (line, message) = wrong("[node]\nname = \"a\"\nlabels = [\"ssd\", \"SSD\"]\n");
+        assert_eq!(line, 3);
+        assert!(message.contains("\"SSD\" is no label"), "{message}");
+
+        let (line, message) = wrong("[node]\nname = \"a\"\nregion = \"<b>\"\n");
+        assert_eq!(line, 3);
+        assert!(message.contains("region"), "{message}");
 
         let (line, message) = wrong("[control]\nurl = \"ftp://x\"\n");
         assert_eq!(line, 2);

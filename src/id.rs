@@ -76,6 +76,10 @@ row_id! {
     /// A transfer of the ledger.
     TransferId
 }
+row_id! {
+    /// A command to a node.
+    CommandId
+}
 
 impl JobId {
     /// Makes a new id, ordered by time (UUIDv7).

@@ -18,7 +18,7 @@ use tracing::{debug, info, warn};
 use super::clock;
 use super::status::{Monitor, Phase};
 use super::table::{CatchUp, Held, TableEvent, named};
-use crate::control::rpc::{Heartbeat, Rpc, RpcError};
+use crate::control::rpc::{Heartbeat, NodeCommand, Rpc, RpcError, Stop};
 
 /// The intervals that are believed: a faster beat would be a flood, a slower
 /// one a node that nobody can reach without messages.
@@ -45,8 +45,12 @@ pub(super) struct HeartbeatContext {
     pub(super) held: watch::Receiver<Vec<Held>>,
     /// Whether wake-ups arrive by Realtime.
     pub(super) joined: watch::Receiver<bool>,
-    /// Whether the agent takes no more work.
+    /// Whether the agent takes no more work, because it ends.
     pub(super) draining: watch::Receiver<bool>,
+    /// Whether it takes no more work until it is resumed, because it was told so.
+    pub(super) drained: watch::Receiver<bool>,
+    /// Where commands go.
+    pub(super) commands: watch::Sender<Vec<NodeCommand>>,
     /// Told when something may have been missed.
     pub(super) catch_up: Arc<Notify>,
     /// Where the answers go.
@@ -71,6 +75,7 @@ pub(super) async fn run_heartbeat(mut context: HeartbeatContext, shutdown: Cance
             () = context.catch_up.notified() => true,
             // The control plane should hear at once that this node wants no more.
             Ok(()) = context.draining.changed() => false,
+            Ok(()) = context.drained.changed() => false,
         };
         let beat = tokio::select! {
             () = shutdown.cancelled() => return,
@@ -126,25 +131,27 @@ impl Missed {
 async fn beat(context: &HeartbeatContext) -> Result<Option<Duration>, Missed> {
     let running = named(&context.held.borrow());
     let joined = *context.joined.borrow();
-    let draining = *context.draining.borrow();
+    let drained = *context.drained.borrow();
+    let draining = drained || *context.draining.borrow();
     let (sent, began) = (Timestamp::now(), Instant::now());
-    let call = context.rpc.heartbeat(&running, joined, draining, None);
+    let call = context.rpc.heartbeat(&running, joined, draining);
     let limit = context.interval.max(CALL_AT_LEAST);
     let Ok(answer) = timeout(limit, call).await else {
         return Err(Missed::Slow(limit));
     };
-    let Heartbeat { server_time, heartbeat_secs, attempts, cancel, lost, commands, stream_rate } =
-        answer?;
-    if !commands.is_empty() {
-        // None is known to this version; what an operator asks for must not
-        // vanish without a trace.
-        warn!(
-            count = commands.len(),
-            "the control plane sent commands that this version does not know"
-        );
-    }
+    let Heartbeat {
+        server_time,
+        heartbeat_secs,
+        attempts,
+        cancel,
+        lost,
+        commands,
+        stops,
+        stream_rate,
+    } = answer?;
+    bring(context, commands);
     let ahead = clock::ahead_ms(server_time, sent, began.elapsed());
-    context.monitor.beat(ahead);
+    context.monitor.beat(ahead, stopped(&stops, drained));
     context.stream_rate.send_replace(stream_rate);
     hand_over(context, CatchUp { offered: attempts, cancel, lost }).await;
     let (least, most) = INTERVAL_BOUNDS;
@@ -162,9 +169,30 @@ async fn claim(context: &HeartbeatContext) -> Result<Option<Duration>, Missed> {
     let answer = answer?;
     debug!(offered = answer.attempts.len(), cancel = answer.cancel.len(), "caught up");
     context.stream_rate.send_replace(answer.stream_rate);
+    bring(context, answer.commands);
     let catch_up = CatchUp { offered: answer.attempts, cancel: answer.cancel, lost: answer.lost };
     hand_over(context, catch_up).await;
     Ok(None)
+}
+
+/// Hands commands on, if there are any: an empty list is no news.
+fn bring(context: &HeartbeatContext, commands: Vec<NodeCommand>) {
+    if !commands.is_empty() {
+        context.commands.send_replace(commands);
+    }
+}
+
+/// Says why the node gets no new work, and how it comes back.
+fn stopped(stops: &[Stop], drained: bool) -> Option<String> {
+    match stops.first() {
+        Some(stop) => Some(format!("{stop} {}", stop.hint)),
+        None if drained => Some(
+            "Drained by a command. It takes work again after the command resume, or a restart of \
+             its agent."
+                .to_owned(),
+        ),
+        None => None,
+    }
 }
 
 async fn hand_over(context: &HeartbeatContext, catch_up: CatchUp) {

@@ -9,7 +9,7 @@
 //! them; [`attempt`] is one attempt from wake-up to settlement, [`output`] and
 //! [`stream`] what it says on the way, [`journal`] what it holds on disk;
 //! [`heartbeat`] renews leases and catches up; [`wakeup`] listens to
-//! `node:ID`; [`clock`] and [`status`] tell the owner; [`process`] makes it a
+//! `node:ID`; [`commands`] does what the owner asks from afar; [`clock`] and [`status`] tell the owner; [`process`] makes it a
 //! background process.
 //!
 //! Invariants
@@ -21,6 +21,7 @@
 
 mod attempt;
 mod clock;
+mod commands;
 mod heartbeat;
 mod journal;
 mod output;
@@ -45,6 +46,7 @@ use tracing::{info, warn};
 use url::Url;
 
 use self::attempt::AttemptContext;
+use self::commands::{CommandContext, run_commands};
 use self::heartbeat::{HeartbeatContext, run_heartbeat};
 use self::journal::{Journal, Record};
 pub use self::preparation::prepare;
@@ -188,7 +190,7 @@ impl Agent {
         let session = Session::new(control.clone(), options.keys.clone(), LoginKind::Node);
         session.login().await?;
         let rpc = Rpc::new(session.clone());
-        let registration = rpc.register_node(&options.inventory, &options.offers).await?;
+        let registration = rpc.register_node(&options.inventory, &options.offers, true).await?;
         let (unfinished, lost): (Vec<_>, Vec<_>) = journal
             .read()
             .map_err(journal_error)?
@@ -228,6 +230,10 @@ impl Agent {
         let (held, held_view) = watch::channel(Vec::<Held>::new());
         let (joined, joined_view) = watch::channel(false);
         let (draining, draining_view) = watch::channel(false);
+        let (drained, drained_view) = watch::channel(false);
+        let (commands, mut commands_view) = watch::channel(claim.commands);
+        // Those that came with the claim are to be seen too.
+        commands_view.mark_changed();
         let (stream_rate, stream_rate_view) = watch::channel(claim.stream_rate);
         let catch_up = Arc::new(Notify::new());
         let monitor = Monitor::new(introduction);
@@ -274,6 +280,8 @@ impl Agent {
                 held: held_view,
                 joined: joined_view,
                 draining: draining_view,
+                drained: drained_view,
+                commands,
                 catch_up,
                 table: events.clone(),
                 stream_rate,
@@ -282,6 +290,9 @@ impl Agent {
             },
             shutdown.clone(),
         ));
+        let command_context =
+            CommandContext { rpc: rpc.clone(), engines: engines.clone(), drained };
+        tasks.spawn(run_commands(command_context, commands_view, shutdown.clone()));
         if let [offer] = &registration.offers[..] {
             tasks.spawn(run_warm_up(engines.clone(), offer.model.clone(), shutdown.clone()));
         }

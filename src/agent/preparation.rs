@@ -93,7 +93,11 @@ fn offer(model: &ModelConfig, most_slots: Option<u32>, digest: Option<String>) -
 
 /// Describes the machine, as coarsely as it is told.
 fn inventory(node: &NodeConfig) -> Inventory {
-    Inventory { region: node.region.clone(), ..hardware::inventory().into() }
+    Inventory {
+        region: node.region.clone(),
+        labels: node.labels.clone(),
+        ..hardware::inventory().into()
+    }
 }
 
 /// Says which image is not on this machine, before a consumer waits for it.

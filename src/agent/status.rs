@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::clock;
 use super::{Held, Introduction};
@@ -31,6 +31,8 @@ pub enum Phase {
     Running,
     /// Takes no more work and finishes what it holds.
     Draining,
+    /// Drained, in maintenance or paused; the message says why and until when.
+    Stopped,
     /// Suspended by the control plane until an operator allows it again.
     Suspended,
     /// Refused by the control plane for another reason.
@@ -97,22 +99,29 @@ impl Monitor {
         }
     }
 
-    /// Notes an answered heartbeat and how far the clocks are apart.
-    pub(super) fn beat(&self, clock_ahead_ms: i64) {
+    /// Notes an answered heartbeat, how far the clocks are apart, and why the
+    /// control plane gives this node no new work, if it does not.
+    pub(super) fn beat(&self, clock_ahead_ms: i64, stopped: Option<String>) {
         let complaint = clock::complaint(clock_ahead_ms);
         self.status.send_modify(|status| {
             status.last_heartbeat = Some(Timestamp::now());
+            let phase = if stopped.is_some() { Phase::Stopped } else { Phase::Running };
             if status.phase != Phase::Draining {
-                status.phase = Phase::Running;
+                match (status.phase == Phase::Stopped, &stopped) {
+                    (false, Some(why)) => warn!("this node gets no new work: {why}"),
+                    (true, None) => info!("this node gets work again"),
+                    _ => {}
+                }
+                status.phase = phase;
             }
-            if complaint.is_some() && complaint != status.message {
+            if let Some(complaint) = &complaint {
                 let had = status.clock_ahead_ms.and_then(clock::complaint).is_some();
                 if !had {
-                    warn!("{}", complaint.as_deref().unwrap_or_default());
+                    warn!("{complaint}");
                 }
             }
             status.clock_ahead_ms = Some(clock_ahead_ms);
-            status.message = complaint;
+            status.message = stopped.or(complaint);
         });
     }
 

@@ -149,6 +149,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), CommandErro
             role: Some(role),
             slots: None,
             region: None,
+            labels: Vec::new(),
             grace_secs: None,
         }),
         models: model.into_iter().collect(),

@@ -60,24 +60,21 @@ pub(crate) async fn join(
     Ok(Joined { user, node, enrolled })
 }
 
-/// Tells the control plane what this node is and offers. A node that was
-/// offline does not stay online: no agent runs that could take work.
+/// Tells the control plane what this node is and offers, but not that it is
+/// there: that is for an agent to say.
 pub(crate) async fn register(
     rpc: &Rpc,
     config: &Config,
     context: &Context,
 ) -> Result<Registration, CommandError> {
     let node_config = config.node()?;
-    let before = rpc.node_status().await?.node;
     let mut inventory = tokio::task::spawn_blocking(|| Inventory::from(hardware::inventory()))
         .await
         .map_err(|error| CommandError::new(Kind::Internal, error))?;
     inventory.region.clone_from(&node_config.region);
-    let registration = rpc.register_node(&inventory, &config.offers()).await?;
-    if before.status == "offline" && before.role == "provider" {
-        rpc.leave().await?;
-    }
-    if config.models().is_empty() && before.role == "provider" {
+    inventory.labels.clone_from(&node_config.labels);
+    let registration = rpc.register_node(&inventory, &config.offers(), false).await?;
+    if config.models().is_empty() && registration.role == "provider" {
         context.output.talk(&format!(
             "This node offers no model yet. Add a [[model]] to {}, then run: infernet register",
             context.directories.config_file().display()

@@ -128,6 +128,10 @@ fn rows(report: &Report) -> Vec<Vec<String>> {
         let node = &status.node;
         row("Node", format!("{} ({}), {}", node.name, node.role, node.id));
         row("Standing", standing_words(node.approval.as_deref(), &node.status));
+        for stop in &node.stops {
+            row("", stop.to_string());
+            row("", stop.hint.clone());
+        }
         row("Earned today", status.earnings.today.to_string());
         row("In 30 days", status.earnings.days30.to_string());
         row("In all", status.earnings.total.to_string());
@@ -140,6 +144,7 @@ fn phase_words(phase: Phase) -> &'static str {
     match phase {
         Phase::Running => "running",
         Phase::Draining => "ending: takes no more work and finishes what it holds",
+        Phase::Stopped => "running, but gets no new work",
         Phase::Suspended => "suspended by the control plane, gets no work",
         Phase::Refused => "refused by the control plane, gets no work",
         Phase::Unreachable => "running, but the control plane cannot be reached",

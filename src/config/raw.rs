@@ -70,8 +70,11 @@ pub struct RawNode {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slots: Option<NonZeroU32>,
     /// Where it is.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "region", skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
+    /// Words that jobs may ask for.
+    #[serde(default, deserialize_with = "labels", skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
     /// Seconds that running attempts may take to finish when the agent stops.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grace_secs: Option<u32>,
@@ -167,7 +170,8 @@ impl RawConfig {
                 name: node.name,
                 role: node.role.unwrap_or_default(),
                 slots: node.slots.map(NonZeroU32::get),
-                region: node.region.filter(|region| !region.is_empty()),
+                region: node.region,
+                labels: node.labels,
                 grace: node.grace_secs.map_or(GRACE, |secs| Duration::from_secs(u64::from(secs))),
             }),
             docker: DockerConfig {
@@ -238,6 +242,7 @@ pub(super) fn every_key() -> RawConfig {
             role: Some(NodeRole::Provider),
             slots: NonZeroU32::new(1),
             region: Some(String::new()),
+            labels: vec![String::new()],
             grace_secs: Some(1),
         }),
         docker: Some(RawDocker { socket: Some(PathBuf::new()) }),
@@ -322,6 +327,39 @@ fn model_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Spanned<Stri
     let name = Spanned::<String>::deserialize(deserializer)?;
     check_model_name(name.get_ref()).map_err(de::Error::custom)?;
     Ok(name)
+}
+
+/// Reads a region as the control plane takes it: a short name; none when empty.
+fn region<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let region = String::deserialize(deserializer)?;
+    let mut characters = region.chars();
+    let begins = characters.next().is_none_or(|first| first.is_ascii_alphanumeric());
+    let goes_on =
+        characters.all(|c| c.is_ascii_alphanumeric() || matches!(c, ' ' | '.' | '_' | '-'));
+    if !begins || !goes_on || region.len() > 40 {
+        return Err(de::Error::custom(
+            "a region has at most 40 letters, digits, dots, hyphens and underscores.",
+        ));
+    }
+    Ok((!region.is_empty()).then_some(region))
+}
+
+/// Reads labels as the control plane takes them.
+fn labels<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let labels = Vec::<String>::deserialize(deserializer)?;
+    let word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let wrong = labels.iter().find(|label| {
+        !label.starts_with(word)
+            || label.len() > 40
+            || !label.chars().all(|c| word(c) || matches!(c, '.' | '_' | '-'))
+    });
+    match wrong {
+        Some(label) => Err(de::Error::custom(format!(
+            "\"{label}\" is no label. Use small letters, digits, dots, hyphens and underscores."
+        ))),
+        None if labels.len() > 32 => Err(de::Error::custom("a node has at most 32 labels.")),
+        None => Ok(labels),
+    }
 }
 
 fn sha256<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {

@@ -8,6 +8,7 @@
 //! made by the caller. A token that is no longer believed is renewed once.
 
 mod error;
+mod fleet;
 mod job;
 mod node;
 mod operator;
@@ -21,16 +22,22 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use self::error::{Refusal, RpcError, UnexpectedAnswer};
+pub use self::fleet::{
+    CommandArgs, CommandKind, GivenCommand, Maintenance, NodeCommand, NodeDetails, OwnedNode, Stop,
+    StoppedNode,
+};
 pub use self::job::{
     AttemptState, Balance, Enrolment, Job, JobAttempt, JobKind, JobState, NodeName, Quote, Reason,
     SubmitJob, SubmittedJob, Usage, Whoami,
 };
 pub use self::node::{
-    Claim, CompleteAttempt, Completion, Earnings, FailAttempt, Failure, FailureCode, Heartbeat,
-    Inventory, InventoryGpu, Leave, NodeStanding, NodeStatus, Offer, OfferedAttempt, OfferedModel,
-    Registration, StartedAttempt,
+    Claim, CommandAnswer, CompleteAttempt, Completion, Earnings, FailAttempt, Failure, FailureCode,
+    Heartbeat, Inventory, InventoryGpu, Leave, NodeStanding, NodeStatus, Offer, OfferedAttempt,
+    OfferedModel, Registration, StartedAttempt,
 };
-pub use self::operator::{CreditGrant, LedgerProof, Overview, OverviewModel, OverviewNodes};
+pub use self::operator::{
+    CreditGrant, Finding, FindingLevel, Health, LedgerProof, Overview, OverviewModel, OverviewNodes,
+};
 use super::ControlPlane;
 use super::session::Session;
 use super::wire::Wire;

@@ -74,6 +74,12 @@ pub enum EngineError {
         /// What is wrong, and where.
         reason: String,
     },
+    /// An engine that this agent did not start cannot be restarted by it.
+    #[error("Model {model} is served by a server of its own, which this agent does not restart.")]
+    NotOurs {
+        /// The model.
+        model: String,
+    },
     /// A served model names an engine that no catalogue has.
     #[error("Model {model} names the engine {engine}, which is not in the catalogue.")]
     UnknownEngine {
@@ -276,6 +282,7 @@ impl EngineError {
             Self::BadRequest { message } => message.clone(),
             Self::Stopping => "The node is shutting down.".to_owned(),
             Self::UnknownModel { .. }
+            | Self::NotOurs { .. }
             | Self::OutOfMemory { .. }
             | Self::DiedMidStream { .. }
             | Self::Stalled { .. } => self.to_string(),

@@ -402,6 +402,29 @@ impl EnginePool {
         self.shared.models.iter().map(|(name, model)| (name.clone(), shown(model))).collect()
     }
 
+    /// Restarts a model's container once it answers nothing any more, and waits until it
+    /// is ready; requests that come meanwhile wait. One that does not run is started.
+    ///
+    /// # Errors
+    /// [`EngineError::NotOurs`] for an endpoint; what [`EnginePool::ensure`] fails with.
+    pub async fn restart(&self, model: &str) -> Result<(), EngineError> {
+        let model = self.find(model)?;
+        if model.entry.is_none() {
+            return Err(EngineError::NotOurs { model: model.name.as_ref().to_owned() });
+        }
+        let all = model.slots.acquire_many(model.served.slots).await;
+        let _all = all.map_err(|_closed| EngineError::Stopping)?;
+        self.supervise(model);
+        model.state.send_if_modified(|state| {
+            let starts = matches!(state, State::Starting { .. });
+            if !starts {
+                *state = State::Starting { since: Instant::now() };
+            }
+            !starts
+        });
+        self.engine(model).await.map(drop)
+    }
+
     /// Stops every engine, removes the containers, and refuses all that comes after.
     /// Streams that still run end with an error. May be called again.
     pub async fn stop_all(&self) {

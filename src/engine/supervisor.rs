@@ -48,6 +48,7 @@ const SOCKET_PATH_LIMIT: usize = 107;
 enum End {
     Shutdown,
     Idle,
+    Restart,
     Died(Exit),
 }
 
@@ -67,7 +68,7 @@ pub(super) async fn run_engine(model: Arc<Supervised>, shutdown: CancellationTok
         let begun = Instant::now();
         match life(&model, &shutdown).await {
             Ok(End::Shutdown) | Err(EngineError::Stopping) => return,
-            Ok(End::Idle) => failures = 0,
+            Ok(End::Idle | End::Restart) => failures = 0,
             Ok(End::Died(exit)) => {
                 failures = if begun.elapsed() > HEALTHY_LIFE { 1 } else { failures + 1 };
                 tracing::warn!(model = %model.name, %exit, failures, "an engine died");
@@ -105,9 +106,11 @@ async fn life(model: &Arc<Supervised>, shutdown: &CancellationToken) -> Result<E
     end
 }
 
-/// Waits until an engine dies, has been idle for long enough, or all is to be stopped.
+/// Waits until an engine dies, has been idle for long enough, is to be restarted, or all
+/// is to be stopped.
 async fn watch(model: &Supervised, launch: &Launch<'_>, shutdown: &CancellationToken) -> End {
     let mut dying = std::pin::pin!(launch.host.wait(&launch.name));
+    let mut states = model.state.subscribe();
     loop {
         let idle_check = async {
             match model.settings.keep_alive {
@@ -123,6 +126,10 @@ async fn watch(model: &Supervised, launch: &Launch<'_>, shutdown: &CancellationT
         tokio::select! {
             () = shutdown.cancelled() => return End::Shutdown,
             exit = &mut dying => return End::Died(exit),
+            Ok(_) = states.wait_for(|state| matches!(state, State::Starting { .. })) => {
+                tracing::info!(model = %model.name, "restarting an engine");
+                return End::Restart;
+            }
             keep_alive = idle_check => {
                 // Under the lock of the state: a request counts itself before it reads
                 // the state, so that either it is seen here or it sees `Stopped`.

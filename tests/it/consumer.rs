@@ -224,7 +224,7 @@ async fn ctrl_c_cancels_and_says_what_was_charged() {
     kill(Pid::from_raw(child.id().unwrap().cast_signed()), Signal::SIGINT).unwrap();
     let cancelled = tokio::time::timeout(LIMIT, async {
         loop {
-            let work = node.rpc.heartbeat(&[attempt.attempt], true, false, None).await.unwrap();
+            let work = node.rpc.heartbeat(&[attempt.attempt], true, false).await.unwrap();
             if !work.cancel.is_empty() {
                 return work.cancel;
             }

@@ -275,7 +275,7 @@ async fn cancelling_pays_for_what_was_delivered() {
     let attempt = node.take().await;
     stream.cancel().await.unwrap();
     assert_eq!(stream.job().state, JobState::Cancelling);
-    let work = node.rpc.heartbeat(&[attempt.attempt], true, false, None).await.unwrap();
+    let work = node.rpc.heartbeat(&[attempt.attempt], true, false).await.unwrap();
     assert_eq!(work.cancel, [attempt.attempt]);
     let done = node.complete(&attempt, "one two", "cancelled", usage("one two")).await;
     assert!(done.accepted, "{done:?}");

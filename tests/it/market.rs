@@ -67,7 +67,7 @@ impl Market {
         }];
         let inventory = Inventory { platform: "test".into(), cpus: 1, ..Inventory::default() };
         let rpc = Rpc::new(session.clone());
-        rpc.register_node(&inventory, &offers).await.unwrap();
+        rpc.register_node(&inventory, &offers, true).await.unwrap();
         let shutdown = CancellationToken::new();
         let realtime = job_stream::open_realtime(&session, shutdown.clone()).unwrap();
         TestNode { rpc, keys, url: self.plane.url().to_owned(), realtime, shutdown }
@@ -106,7 +106,7 @@ impl TestNode {
     pub(crate) async fn take(&self) -> StartedAttempt {
         tokio::time::timeout(LIMIT, async {
             loop {
-                let work = self.rpc.heartbeat(&[], true, false, None).await.unwrap();
+                let work = self.rpc.heartbeat(&[], true, false).await.unwrap();
                 if let Some(offered) = work.attempts.first() {
                     let lease = LeaseId::generate();
                     if let Ok(started) = self.rpc.start_attempt(offered.attempt, lease).await {

@@ -1,6 +1,6 @@
 //! `infernet operator health`.
 
-use crate::command_error::CommandError;
+use crate::command_error::{CommandError, Kind};
 use crate::commands::Context;
 use crate::control::rpc::Rpc;
 
@@ -14,6 +14,8 @@ pub(crate) async fn run(_args: &Args, rpc: &Rpc, context: &Context) -> Result<()
     if context.output.is_json() {
         context.output.object(&health)?;
     } else {
+        let health = serde_json::to_value(&health)
+            .map_err(|error| CommandError::new(Kind::Internal, error))?;
         context.output.line(&format!("{health:#}"))?;
     }
     Ok(())

@@ -1,13 +1,15 @@
-//! Calls of a node: register, heartbeat, claim, start, complete, fail, leave.
+//! Calls of a node: register, heartbeat, claim, start, complete, fail, leave, and
+//! what it says to commands.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::fleet::{NodeCommand, Stop};
 use super::{JobKind, JobState, NoArguments, Rpc, RpcError, Usage};
 use crate::hardware;
-use crate::id::{AttemptId, JobId, LeaseId, NodeId, OfferId};
+use crate::id::{AttemptId, CommandId, JobId, LeaseId, NodeId, OfferId};
 use crate::money::Usd;
 
 /// A coarse description of the machine; nothing that identifies it.
@@ -25,6 +27,9 @@ pub struct Inventory {
     /// Where it is, if its owner wants that known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
+    /// Words of its owner that jobs may ask for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
 }
 
 /// One GPU, coarsely.
@@ -54,6 +59,7 @@ impl From<hardware::Inventory> for Inventory {
                 })
                 .collect(),
             region: None,
+            labels: Vec::new(),
         }
     }
 }
@@ -146,7 +152,11 @@ pub struct Heartbeat {
     /// Attempts that are the node's no more.
     pub lost: Vec<AttemptId>,
     /// What the operator or owner asks of the node.
-    pub commands: Vec<Value>,
+    #[serde(default)]
+    pub commands: Vec<NodeCommand>,
+    /// Why the node gets no new work, although it is there.
+    #[serde(default)]
+    pub stops: Vec<Stop>,
     /// The node's share of stream messages, a second.
     pub stream_rate: f64,
 }
@@ -160,6 +170,9 @@ pub struct Claim {
     pub cancel: Vec<AttemptId>,
     /// Attempts that are the node's no more.
     pub lost: Vec<AttemptId>,
+    /// What the operator or owner asks of the node.
+    #[serde(default)]
+    pub commands: Vec<NodeCommand>,
     /// The node's share of stream messages, a second.
     pub stream_rate: f64,
 }
@@ -297,7 +310,17 @@ pub struct Leave {
     pub handed_back: u32,
 }
 
-/// A node as its owner and itself see it.
+/// The answer to what a node says to a command.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct CommandAnswer {
+    /// Whether it counted: a command that has ended is left as it is.
+    pub accepted: bool,
+    /// The command.
+    #[serde(flatten)]
+    pub command: NodeCommand,
+}
+
+/// A node as itself sees it.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct NodeStanding {
     /// Its id.
@@ -315,6 +338,9 @@ pub struct NodeStanding {
     /// Whose it is.
     #[serde(default)]
     pub owner: Value,
+    /// Why it gets no new work, although it is there.
+    #[serde(default)]
+    pub stops: Vec<Stop>,
 }
 
 /// The answer to [`Rpc::node_status`].
@@ -342,17 +368,20 @@ pub struct Earnings {
 }
 
 impl Rpc {
-    /// Tells the control plane what this node is and serves.
+    /// Tells the control plane what this node is and serves; with `online`, also
+    /// that an agent is there to work.
     pub async fn register_node(
         &self,
         inventory: &Inventory,
         offers: &[OfferedModel],
+        online: bool,
     ) -> Result<Registration, RpcError> {
         #[derive(Serialize)]
         struct Arguments<'a> {
             p_inventory: &'a Inventory,
             p_offers: &'a [OfferedModel],
             p_version: &'a str,
+            p_online: bool,
         }
         self.call(
             "register_node",
@@ -360,6 +389,7 @@ impl Rpc {
                 p_inventory: inventory,
                 p_offers: offers,
                 p_version: env!("CARGO_PKG_VERSION"),
+                p_online: online,
             },
         )
         .await
@@ -372,24 +402,16 @@ impl Rpc {
         running: &[AttemptId],
         realtime: bool,
         draining: bool,
-        load: Option<&Value>,
     ) -> Result<Heartbeat, RpcError> {
         #[derive(Serialize)]
         struct Arguments<'a> {
             p_running: &'a [AttemptId],
             p_realtime: bool,
             p_draining: bool,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            p_load: Option<&'a Value>,
         }
         self.call_once(
             "heartbeat",
-            &Arguments {
-                p_running: running,
-                p_realtime: realtime,
-                p_draining: draining,
-                p_load: load,
-            },
+            &Arguments { p_running: running, p_realtime: realtime, p_draining: draining },
         )
         .await
     }
@@ -435,6 +457,40 @@ impl Rpc {
     /// Gives an attempt up.
     pub async fn fail_attempt(&self, failure: &FailAttempt) -> Result<Failure, RpcError> {
         self.call("fail_attempt", failure).await
+    }
+
+    /// Says that this node goes about a command. May be repeated.
+    pub async fn acknowledge_command(&self, id: CommandId) -> Result<CommandAnswer, RpcError> {
+        #[derive(Serialize)]
+        struct Arguments {
+            p_id: CommandId,
+        }
+        self.call("acknowledge_command", &Arguments { p_id: id }).await
+    }
+
+    /// Says what came of a command: a result, or why it failed. A repeat changes
+    /// nothing.
+    pub async fn finish_command(
+        &self,
+        id: CommandId,
+        outcome: Result<Value, String>,
+    ) -> Result<CommandAnswer, RpcError> {
+        #[derive(Serialize)]
+        struct Arguments {
+            p_id: CommandId,
+            p_ok: bool,
+            p_result: Option<Value>,
+            p_error: Option<String>,
+        }
+        let (ok, result, error) = match outcome {
+            Ok(result) => (true, Some(result), None),
+            Err(error) => (false, None, Some(error)),
+        };
+        self.call(
+            "finish_command",
+            &Arguments { p_id: id, p_ok: ok, p_result: result, p_error: error },
+        )
+        .await
     }
 
     /// Marks the node offline and hands its attempts back.

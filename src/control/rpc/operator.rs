@@ -67,6 +67,56 @@ pub struct OverviewModel {
     pub lowest_output: Option<Usd>,
 }
 
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FindingLevel {
+    /// As it should be.
+    Ok,
+    /// Good to know.
+    Info,
+    /// Something will go wrong, or goes slowly.
+    Warning,
+    /// Something does not work.
+    Error,
+}
+
+impl FindingLevel {
+    /// Returns the level's word, as in SQL and JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Info => "info",
+            Self::Warning => "warning",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// Something that was found, and what to do about it.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Finding {
+    /// How bad it is.
+    pub level: FindingLevel,
+    /// What it is, as a sentence.
+    pub what: String,
+    /// What to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+/// The answer to [`Rpc::health`].
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Health {
+    /// The worst of the findings.
+    pub level: FindingLevel,
+    /// What should be known.
+    pub findings: Vec<Finding>,
+    /// The numbers: queue, nodes, tick, database.
+    #[serde(flatten)]
+    pub numbers: BTreeMap<String, Value>,
+}
+
 impl Rpc {
     /// Grants credit to a user. A repeat with the same id answers `exists`.
     pub async fn grant_credit(
@@ -128,7 +178,7 @@ impl Rpc {
     }
 
     /// Reads how the control plane itself is.
-    pub async fn health(&self) -> Result<Value, RpcError> {
+    pub async fn health(&self) -> Result<Health, RpcError> {
         self.call("health", &NoArguments {}).await
     }
 

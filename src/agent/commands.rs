@@ -1,0 +1,144 @@
+//! Commands of the node's owner or an operator, as heartbeats bring them.
+//!
+//! [`run_commands`] goes about them one after another, says so, does them, and
+//! says what came of it. A heartbeat brings a command until it has ended, so that
+//! an answer that got lost is given again; nothing is done twice for it. What the
+//! machine's own configuration does not allow, no command allows: a command is
+//! refused with the reason.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::control::rpc::{CommandKind, NodeCommand, Rpc};
+use crate::engine::{EngineError, EnginePool};
+use crate::id::CommandId;
+
+/// The most time for restarting one engine, running answers included.
+const RESTART_TIME: Duration = Duration::from_secs(600);
+
+/// What came of a command: a result, or why it failed.
+type Outcome = Result<Value, String>;
+
+/// What commands act on.
+#[derive(Debug)]
+pub(super) struct CommandContext {
+    /// The control plane's calls.
+    pub(super) rpc: Rpc,
+    /// The engines.
+    pub(super) engines: EnginePool,
+    /// Whether this node wants no new work, until it is resumed or restarted.
+    pub(super) drained: watch::Sender<bool>,
+}
+
+/// Does what is brought until it is told to end.
+pub(super) async fn run_commands(
+    context: CommandContext,
+    mut brought: watch::Receiver<Vec<NodeCommand>>,
+    shutdown: CancellationToken,
+) {
+    let mut outcomes = HashMap::new();
+    loop {
+        let commands = tokio::select! {
+            () = shutdown.cancelled() => return,
+            changed = brought.changed() => match changed {
+                Ok(()) => brought.borrow_and_update().clone(),
+                // Nobody is left to bring any.
+                Err(_gone) => return,
+            },
+        };
+        outcomes.retain(|id, _outcome| commands.iter().any(|command| command.id == *id));
+        for command in &commands {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = context.go_about(command, &mut outcomes) => {}
+            }
+        }
+    }
+}
+
+impl CommandContext {
+    /// Acknowledges a command, does it, and reports; a command that was done before
+    /// is only reported again.
+    async fn go_about(&self, command: &NodeCommand, outcomes: &mut HashMap<CommandId, Outcome>) {
+        if !outcomes.contains_key(&command.id) {
+            match self.rpc.acknowledge_command(command.id).await {
+                Ok(answer) if answer.accepted => {}
+                Ok(answer) => {
+                    info!(command = %command.id, state = answer.command.state, "a command has ended before");
+                    return;
+                }
+                Err(error) => {
+                    warn!(command = %command.id, error = %error, "a command could not be acknowledged");
+                    return;
+                }
+            }
+            info!(command = %command.id, kind = %command.command, "going about a command");
+            let outcome = self.execute(command).await;
+            outcomes.insert(command.id, outcome);
+        }
+        let Some(outcome) = outcomes.get(&command.id) else { return };
+        match self.rpc.finish_command(command.id, outcome.clone()).await {
+            Ok(answer) => {
+                info!(command = %command.id, state = answer.command.state, "a command has ended")
+            }
+            Err(error) => {
+                warn!(command = %command.id, error = %error, "what came of a command could not be reported");
+            }
+        }
+    }
+
+    async fn execute(&self, command: &NodeCommand) -> Outcome {
+        match command.command {
+            CommandKind::Drain => {
+                self.drained.send_replace(true);
+                Ok(json!({"draining": true}))
+            }
+            CommandKind::Resume => {
+                self.drained.send_replace(false);
+                Ok(json!({"draining": false}))
+            }
+            CommandKind::RestartEngine => self.restart(command.args.model.as_deref()).await,
+            CommandKind::PullModel | CommandKind::RemoveModel => Err(format!(
+                "The engines of this agent have no such operation as {}: they serve what the \
+                 owner of the machine names in its config.toml.",
+                command.command
+            )),
+            CommandKind::Unknown => Err(format!(
+                "Version {} of the agent does not know this command.",
+                env!("CARGO_PKG_VERSION")
+            )),
+        }
+    }
+
+    /// Restarts one model's engine, or that of each model that has one here.
+    async fn restart(&self, model: Option<&str>) -> Outcome {
+        let models: Vec<String> = match model {
+            Some(model) => vec![model.to_owned()],
+            None => self.engines.models().map(|model| model.name.clone()).collect(),
+        };
+        let mut restarted = Vec::with_capacity(models.len());
+        for name in &models {
+            match timeout(RESTART_TIME, self.engines.restart(name)).await {
+                Ok(Ok(())) => restarted.push(name),
+                Ok(Err(EngineError::NotOurs { .. })) if model.is_none() => {}
+                Ok(Err(error)) => return Err(format!("{name}: {}", error.public_message())),
+                Err(_slow) => {
+                    return Err(format!(
+                        "{name}: The engine was not ready again within {} s.",
+                        RESTART_TIME.as_secs()
+                    ));
+                }
+            }
+        }
+        if restarted.is_empty() {
+            return Err("None of this node's engines was started by its agent.".to_owned());
+        }
+        Ok(json!({"restarted": restarted}))
+    }
+}
