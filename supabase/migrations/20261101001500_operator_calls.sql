@@ -22,6 +22,20 @@ begin
     (select infernet.usd(a.balance) from public.ledger_accounts a where a.id = infernet.account('available', v_user)));
 end $$;
 
+-- The offers of a provider follow its approval and its privacy, also where an operator changes the row in
+-- Studio.
+create function infernet.follow_provider() returns trigger
+language plpgsql security definer set search_path = '' as $$
+begin
+  update public.offers set approved = new.approval = 'approved', listed = new.approval = 'approved' and new.is_public
+  where provider_id = new.id;
+  return null;
+end $$;
+
+create trigger follow_provider after update of approval, is_public on public.providers
+  for each row when ((old.approval, old.is_public) is distinct from (new.approval, new.is_public))
+  execute function infernet.follow_provider();
+
 -- Approves, suspends or revokes a provider. Its offers follow; what it runs may finish.
 create function infernet.set_node_approval(p_node uuid, p_approval text) returns jsonb
 language plpgsql security definer set search_path = '' as $$
@@ -36,8 +50,6 @@ begin
   if not found then
     perform infernet.refuse(404, 'unknown_node', format('There is no provider %s.', p_node));
   end if;
-  update public.offers set approved = v_node.approval = 'approved', listed = v_node.approval = 'approved' and v_node.is_public
-  where provider_id = p_node;
   return jsonb_build_object('id', v_node.id, 'name', v_node.name, 'approval', v_node.approval);
 end $$;
 
