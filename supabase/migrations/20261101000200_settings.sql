@@ -51,6 +51,7 @@ insert into public.settings (key, value, description) values
    'Keys of an OpenAI request that are handed to the engine'),
   ('weights', '{"price":1,"speed":0.3,"outcomes":0.3,"warm":0.2,"load":0.3,"realtime":0.05,"prefer":2,"retry":10}', 'Weights of the score that orders candidates'),
   ('tick_jobs', '200', 'Jobs that one tick looks at in each step'),
+  ('tick_models', '50', 'Models whose lines one tick looks at'),
   ('realtime_messages_per_second', '100', 'Messages a second that this Realtime delivers to the whole project'),
   ('outage_secs', '10', 'A gap between two ticks that counts as an outage of our own'),
   ('login_limit', '30', 'Logins a minute of one key'),
@@ -117,14 +118,16 @@ begin
 end $$;
 
 create function infernet.setting_number(p_key text) returns numeric
-language sql stable set search_path = '' as $$
-  select (infernet.setting(p_key) #>> '{}')::numeric
-$$;
+language plpgsql stable set search_path = '' as $$
+begin
+  return infernet.setting(p_key)::numeric;
+end $$;
 
 create function infernet.setting_int(p_key text) returns int
-language sql stable set search_path = '' as $$
-  select (infernet.setting(p_key) #>> '{}')::int
-$$;
+language plpgsql stable set search_path = '' as $$
+begin
+  return infernet.setting(p_key)::int;
+end $$;
 
 create function infernet.setting_text(p_key text) returns text
 language sql stable set search_path = '' as $$
@@ -133,9 +136,10 @@ $$;
 
 -- A setting that holds seconds.
 create function infernet.setting_secs(p_key text) returns interval
-language sql stable set search_path = '' as $$
-  select make_interval(secs => infernet.setting_number(p_key)::double precision)
-$$;
+language plpgsql stable set search_path = '' as $$
+begin
+  return make_interval(secs => infernet.setting(p_key)::double precision);
+end $$;
 
 -- Refuses values that would break the market; Studio and the service role go through the same check,
 -- hence security definer: they may not call what it calls.

@@ -9,6 +9,10 @@ create table public.users (
   public_key text not null unique check (public_key ~ '^[0-9a-f]{64}$'),
   name       text check (length(name) <= 80),
   status     public.user_status not null default 'active',
+  -- Set by operators; null is the market's setting of that name.
+  priority_max  smallint not null default 0 check (priority_max between 0 and 9),
+  queued_limit  int check (queued_limit >= 0),
+  running_limit int check (running_limit >= 0),
   created_at timestamptz not null default now()
 );
 alter table public.users enable row level security;
@@ -83,7 +87,7 @@ language sql stable security definer set search_path = '' as $$
 $$;
 
 -- The calling person. A token without a row of ours is nobody.
-create function infernet.require_user() returns uuid
+create function infernet.calling_user() returns public.users
 language plpgsql stable security definer set search_path = '' as $$
 declare
   v_user public.users;
@@ -94,8 +98,13 @@ begin
   elsif v_user.status <> 'active' then
     perform infernet.refuse(403, 'suspended', 'This account is suspended.', 'Ask the operator of this control plane.');
   end if;
-  return v_user.id;
+  return v_user;
 end $$;
+
+create function infernet.require_user() returns uuid
+language sql stable security definer set search_path = '' as $$
+  select (infernet.calling_user()).id
+$$;
 
 create function infernet.require_operator() returns uuid
 language plpgsql stable security definer set search_path = '' as $$

@@ -33,6 +33,7 @@ alter table public.providers enable row level security;
 alter table public.clients enable row level security;
 alter table public.aggregators enable row level security;
 create index providers_owner on public.providers (owner_id);
+create index providers_live on public.providers (id) where status <> 'offline';
 create index clients_owner on public.clients (owner_id);
 create index aggregators_owner on public.aggregators (owner_id);
 
@@ -62,7 +63,11 @@ create table infernet.pulse (
   last_tick          timestamptz not null default 'epoch',
   grace_until        timestamptz not null default 'epoch',
   live_streams       int not null default 0,
-  wakeups_per_second numeric not null default 0
+  wakeups_per_second numeric not null default 0,
+  stream_rate        numeric not null default 30,
+  jobs_completed     bigint not null default 0,
+  -- The model whose line the last tick looked at last.
+  dispatched_to      uuid not null default '00000000-0000-0000-0000-000000000000'
 ) with (fillfactor = 50);
 alter table infernet.pulse enable row level security;
 insert into infernet.pulse default values;

@@ -41,26 +41,6 @@ create table infernet.node_faults (
 alter table infernet.node_faults enable row level security;
 create index node_faults_node on infernet.node_faults (node_id);
 
--- Notes that an attempt ended by its node's fault. Other codes are nobody's or somebody else's: a bad
--- request, a shutdown, a deadline. Takes no lock that anybody waits for.
-create function infernet.note_fault(p_node uuid, p_code text) returns void
-language plpgsql security definer set search_path = '' as $$
-begin
-  if p_code in ('engine_failed', 'engine_unavailable', 'not_started') then
-    insert into infernet.node_faults (node_id, code, at) values (p_node, p_code, infernet.clock());
-  end if;
-end $$;
-
--- Notes that an attempt succeeded, where that changes anything.
-create function infernet.note_success(p_node uuid) returns void
-language plpgsql security definer set search_path = '' as $$
-begin
-  if exists (select from infernet.node_faults f where f.node_id = p_node and f.code is not null)
-     or exists (select from public.node_stops s where s.node_id = p_node and s.pauses > 0) then
-    insert into infernet.node_faults (node_id, at) values (p_node, infernet.clock());
-  end if;
-end $$;
-
 -- Everything that keeps a node from new work now, each with its reason, its end, and the way back.
 create function infernet.stops(p_node uuid, p_now timestamptz) returns jsonb
 language plpgsql stable security definer set search_path = '' as $$

@@ -1,8 +1,10 @@
--- The market: models, and what each provider asks for serving them.
+-- The market: what can be asked for (models, images of containers), and what each provider asks for
+-- serving it.
 
 create table public.models (
   id             uuid primary key default gen_random_uuid(),
-  name           text not null unique check (name ~ '^[A-Za-z0-9][A-Za-z0-9._:/-]{0,99}$'),
+  name           text not null unique check (name ~ '^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,199}$'),
+  is_image       boolean not null default false,
   family         text check (length(family) <= 80),
   context_length int check (context_length > 0),
   visibility     text not null default 'public' check (visibility in ('public', 'hidden')),
@@ -10,17 +12,24 @@ create table public.models (
 );
 alter table public.models enable row level security;
 
--- An offer: this provider serves this model at these prices (USD per million tokens), so many at a
--- time. listed is kept true while its provider is approved and public.
+-- An offer: this provider serves this model at these prices (USD per million tokens) or runs this image
+-- (USD per second), so many at a time. listed is kept true while its provider is approved and public.
+-- What a job may need of the machine, and what is thought of it, is copied from the provider, so that
+-- matching reads no fourth table.
 create table public.offers (
   id             uuid primary key default gen_random_uuid(),
   provider_id    uuid not null references public.providers (id),
   model_id       uuid not null references public.models (id),
-  price_input    numeric(38,12) not null check (price_input >= 0),
-  price_output   numeric(38,12) not null check (price_output >= 0),
+  price_input    numeric(38,12) not null default 0 check (price_input >= 0),
+  price_output   numeric(38,12) not null default 0 check (price_output >= 0),
+  price_second   numeric(38,12) not null default 0 check (price_second >= 0),
   slots          int not null check (slots between 1 and 1024),
   model_digest   text check (model_digest ~ '^[0-9a-f]{64}$'),
   context_length int check (context_length > 0),
+  vram_gb        int not null default 0,
+  labels         text[] not null default '{}',
+  region         text,
+  reputation     int not null default 50 check (reputation between 0 and 100),
   enabled        boolean not null default true,
   approved       boolean not null default false,
   listed         boolean not null default false,
@@ -28,36 +37,75 @@ create table public.offers (
   unique (provider_id, model_id)
 );
 alter table public.offers enable row level security;
-create index offers_market on public.offers (model_id) where enabled and approved;
+create index offers_market on public.offers (model_id, id) where enabled and approved;
 
--- How many slots of an offer are taken. A narrow row of its own, so that taking one is a HOT update;
--- its lock is the one guard against giving a slot twice.
+-- How many slots of an offer are taken, and what the server has seen of it: output tokens a second
+-- (a moving average) and when it last finished a job. A narrow row of its own, so that taking a slot
+-- is a HOT update; its lock is the one guard against giving a slot twice.
 create table infernet.offer_load (
-  offer_id uuid primary key references public.offers (id),
-  slots    int not null check (slots >= 1),
-  busy     int not null default 0 check (busy >= 0)
+  offer_id  uuid primary key references public.offers (id),
+  slots     int not null check (slots >= 1),
+  busy      int not null default 0 check (busy >= 0),
+  speed     real,
+  last_done timestamptz
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 100);
 alter table infernet.offer_load enable row level security;
 
--- Takes one slot, or says false. Waits for a busy row only when the caller holds no other one:
--- two that each hold one slot and want the other's would wait for ever.
-create function infernet.take_slot(p_offer uuid, p_wait boolean) returns boolean
+-- Takes a slot of the first of these offers that has one, and returns it. Rows that somebody holds are passed
+-- by, because the next best offer now is better than the best one after somebody's commit; p_wait: unless
+-- nothing else is left. Only a caller that holds no other row of offer_load may wait: two that each hold
+-- one slot and want the other's would wait for ever.
+create function infernet.take_first(p_offers uuid[], p_wait boolean) returns uuid
 language plpgsql security definer set search_path = '' as $$
+declare
+  v_offer uuid;
 begin
-  if not p_wait then
-    perform from infernet.offer_load l where l.offer_id = p_offer for update skip locked;
-    if not found then
-      return false;
-    end if;
+  if p_offers is null then
+    return null;
   end if;
-  update infernet.offer_load set busy = busy + 1 where offer_id = p_offer and busy < slots;
-  return found;
+  foreach v_offer in array p_offers loop
+    update infernet.offer_load set busy = busy + 1
+    where offer_id = (select l.offer_id from infernet.offer_load l
+                      where l.offer_id = v_offer and l.busy < l.slots for update skip locked);
+    if found then
+      return v_offer;
+    end if;
+  end loop;
+  if p_wait then
+    foreach v_offer in array p_offers loop
+      update infernet.offer_load set busy = busy + 1 where offer_id = v_offer and busy < slots;
+      if found then
+        return v_offer;
+      end if;
+    end loop;
+  end if;
+  return null;
+end $$;
+
+-- Takes up to so many slots at once, and returns how many; p_wait as in take_first.
+create function infernet.take_slots(p_offer uuid, p_count int, p_wait boolean) returns int
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_free int;
+begin
+  if p_wait then
+    select l.slots - l.busy into v_free from infernet.offer_load l where l.offer_id = p_offer for update;
+  else
+    select l.slots - l.busy into v_free from infernet.offer_load l where l.offer_id = p_offer for update skip locked;
+  end if;
+  v_free := least(p_count, coalesce(v_free, 0));
+  if v_free <= 0 then
+    return 0;
+  end if;
+  update infernet.offer_load set busy = busy + v_free where offer_id = p_offer;
+  return v_free;
 end $$;
 
 create function infernet.release_slot(p_offer uuid) returns void
-language sql security definer set search_path = '' as $$
-  update infernet.offer_load set busy = busy - 1 where offer_id = p_offer
-$$;
+language plpgsql security definer set search_path = '' as $$
+begin
+  update infernet.offer_load set busy = busy - 1 where offer_id = p_offer;
+end $$;
 
 -- Writes one offer of a provider; each is one element of register_node's p_offers.
 create function infernet.put_offer(p_node public.providers, p_offer jsonb) returns uuid
@@ -66,19 +114,32 @@ declare
   v_model  uuid;
   v_offer  uuid;
   v_name   text := p_offer ->> 'model';
-  v_input  numeric;
-  v_output numeric;
+  v_image  boolean := p_offer ? 'image';
+  v_input  numeric := 0;
+  v_output numeric := 0;
+  v_second numeric := 0;
   v_slots  int;
 begin
+  if v_image then
+    v_name := p_offer ->> 'image';
+  end if;
   begin
-    v_input := coalesce((p_offer ->> 'price_input')::numeric, infernet.setting_number('price_input_default'));
-    v_output := coalesce((p_offer ->> 'price_output')::numeric, infernet.setting_number('price_output_default'));
+    if v_image then
+      v_second := (p_offer ->> 'price_second')::numeric;
+    else
+      v_input := coalesce((p_offer ->> 'price_input')::numeric, infernet.setting_number('price_input_default'));
+      v_output := coalesce((p_offer ->> 'price_output')::numeric, infernet.setting_number('price_output_default'));
+    end if;
     v_slots := coalesce((p_offer ->> 'slots')::int, 1);
   exception when invalid_text_representation or numeric_value_out_of_range then
     perform infernet.refuse(422, 'bad_offer', format('The offer for %s has a price or slots that is no number.', v_name));
   end;
-  if v_name is null or v_name !~ '^[A-Za-z0-9][A-Za-z0-9._:/-]{0,99}$' then
-    perform infernet.refuse(422, 'bad_offer', format('%s is no name of a model.', coalesce(quote_literal(v_name), 'Nothing')));
+  if v_name is null or v_name !~ (case when v_image then '^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,199}$' else '^[A-Za-z0-9][A-Za-z0-9._:/-]{0,99}$' end) then
+    perform infernet.refuse(422, 'bad_offer', format('%s is no name of %s.', coalesce(quote_literal(v_name), 'Nothing'),
+                                                     case when v_image then 'an image' else 'a model' end));
+  elsif v_image and (v_second is null or v_second = 'NaN' or v_second < 0 or v_second > infernet.setting_number('price_second_max')) then
+    perform infernet.refuse(422, 'bad_offer',
+      format('%s needs a price_second between 0 and %s USD.', v_name, infernet.setting_number('price_second_max')));
   elsif v_input = 'NaN' or v_output = 'NaN' or v_input < 0 or v_output < 0
         or greatest(v_input, v_output) > infernet.setting_number('price_max') then
     perform infernet.refuse(422, 'bad_offer',
@@ -89,22 +150,29 @@ begin
     perform infernet.refuse(422, 'bad_offer', format('The digest of %s is no sha256 in hex.', v_name));
   end if;
 
-  select m.id into v_model from public.models m where m.name = v_name;
+  select m.id into v_model from public.models m where m.name = v_name and m.is_image = v_image;
   if not found then
+    if exists (select from public.models m where m.name = v_name) then
+      perform infernet.refuse(422, 'bad_offer', format('%s is listed here as %s.', v_name,
+                                                       case when v_image then 'a model' else 'an image' end));
+    end if;
     if not infernet.setting('open_models')::boolean then
       perform infernet.refuse(422, 'unknown_model', format('Model %s is not listed here.', v_name),
         'Ask the operator to list it, or offer one of: infernet model ls');
     end if;
-    insert into public.models (name, context_length) values (v_name, (p_offer ->> 'context_length')::int)
+    insert into public.models (name, is_image, context_length)
+    values (v_name, v_image, (p_offer ->> 'context_length')::int)
     on conflict (name) do update set name = excluded.name returning id into v_model;
   end if;
 
-  insert into public.offers as o (provider_id, model_id, price_input, price_output, slots, model_digest,
-                                  context_length, approved, listed)
-  values (p_node.id, v_model, v_input, v_output, v_slots, p_offer ->> 'digest', (p_offer ->> 'context_length')::int,
+  insert into public.offers as o (provider_id, model_id, price_input, price_output, price_second, slots, model_digest,
+                                  context_length, vram_gb, labels, region, reputation, approved, listed)
+  values (p_node.id, v_model, v_input, v_output, v_second, v_slots, p_offer ->> 'digest',
+          (p_offer ->> 'context_length')::int, p_node.vram_gb, p_node.labels, p_node.region, p_node.reputation,
           p_node.approval = 'approved', p_node.approval = 'approved' and p_node.is_public)
   on conflict (provider_id, model_id) do update set
-    price_input = excluded.price_input, price_output = excluded.price_output, slots = excluded.slots,
+    price_input = excluded.price_input, price_output = excluded.price_output, price_second = excluded.price_second,
+    slots = excluded.slots, vram_gb = excluded.vram_gb, labels = excluded.labels, region = excluded.region,
     model_digest = excluded.model_digest, context_length = excluded.context_length, enabled = true,
     approved = excluded.approved, listed = excluded.listed
   returning o.id into v_offer;

@@ -4,19 +4,19 @@
 --   transfers  one for each thing that happened; its id is made by whoever caused it, so that a
 --              repeat answers 'exists'
 --   entries    of one transfer, which sum to zero; a positive amount adds to the account
---   holds      what a job may cost at most, set aside when it is submitted
+--   holds      what a job or a batch may cost at most, set aside when it is submitted
 --
--- Only post_transfer() writes entries and balances. It locks the accounts in the order of their ids.
+-- Only post_new() writes entries and balances. Accounts are locked in the order of their ids.
 
 create type public.ledger_account_kind as enum
   ('available', 'held', 'earned', 'deposits_in_flight', 'payouts_in_flight', 'fee', 'goodwill', 'gateway');
 create type public.ledger_transfer_kind as enum
   ('grant', 'hold', 'capture', 'release', 'deposit', 'payout', 'payout_return', 'adjustment');
-create type public.hold_state as enum ('open', 'captured', 'released');
 
--- The fee account is hot, each capture pays into it: it has several shards.
+-- The fee account is hot, each capture pays into it: it has 64 shards. An account's id follows from
+-- whose it is (infernet.account), so that nobody has to look for it.
 create table public.ledger_accounts (
-  id              uuid primary key default gen_random_uuid(),
+  id              uuid primary key,
   kind            public.ledger_account_kind not null,
   party_id        uuid references public.users (id),
   shard           smallint not null default 0,
@@ -26,25 +26,24 @@ create table public.ledger_accounts (
   unique nulls not distinct (party_id, kind, shard),
   check (may_be_negative or balance >= 0),
   check ((party_id is null) = (kind in ('fee', 'goodwill', 'gateway')))
-) with (fillfactor = 50);
+) with (fillfactor = 30);
 alter table public.ledger_accounts enable row level security;
 
 create table public.ledger_transfers (
   id         uuid primary key,
   kind       public.ledger_transfer_kind not null,
-  job_id     uuid references public.jobs (id),
-  attempt_id uuid references public.job_attempts (id),
+  job_id     uuid,
+  attempt_id uuid,
   memo       text check (length(memo) <= 500),
   digest     bytea not null,
   created_at timestamptz not null
 );
 alter table public.ledger_transfers enable row level security;
 create index ledger_transfers_job on public.ledger_transfers (job_id) where job_id is not null;
-create index ledger_transfers_attempt on public.ledger_transfers (attempt_id) where attempt_id is not null;
 
 create table public.ledger_entries (
-  transfer_id   uuid not null references public.ledger_transfers (id),
-  account_id    uuid not null references public.ledger_accounts (id),
+  transfer_id   uuid not null,
+  account_id    uuid not null,
   amount        numeric(38,12) not null check (amount <> 0),
   balance_after numeric(38,12) not null,
   created_at    timestamptz not null,
@@ -53,21 +52,33 @@ create table public.ledger_entries (
 alter table public.ledger_entries enable row level security;
 create index ledger_entries_account on public.ledger_entries (account_id, created_at);
 
+-- A hold of a job, or of a batch: what is set aside, and what of that was captured and given back. It is
+-- open until nothing of it is left.
 create table public.ledger_holds (
-  job_id      uuid primary key references public.jobs (id),
-  consumer_id uuid not null references public.users (id),
+  id          uuid primary key,
+  consumer_id uuid not null,
   amount      numeric(38,12) not null check (amount >= 0),
-  captured    numeric(38,12) not null default 0 check (captured between 0 and amount),
-  state       public.hold_state not null default 'open',
+  captured    numeric(38,12) not null default 0 check (captured >= 0),
+  released    numeric(38,12) not null default 0 check (released >= 0),
+  open_jobs   int not null check (open_jobs >= 0),
   created_at  timestamptz not null,
-  closed_at   timestamptz
-);
+  closed_at   timestamptz,
+  check (captured + released <= amount),
+  check ((open_jobs = 0) = (closed_at is not null)),
+  check (open_jobs > 0 or captured + released = amount)
+) with (fillfactor = 70);
 alter table public.ledger_holds enable row level security;
-create index ledger_holds_consumer on public.ledger_holds (consumer_id) where state = 'open';
+create index ledger_holds_consumer on public.ledger_holds (consumer_id, created_at desc);
 
-insert into public.ledger_accounts (kind, shard, may_be_negative)
-select 'fee'::public.ledger_account_kind, s, false from generate_series(0, 7) s
-union all values ('goodwill'::public.ledger_account_kind, 0, true), ('gateway', 0, true);
+-- The account of a purpose: a person's, or (null) the platform's.
+create function infernet.account(p_kind text, p_party uuid, p_shard int default 0) returns uuid
+language sql immutable parallel safe
+return md5('account:' || p_kind || ':' || coalesce(p_party::text, '') || ':' || p_shard::text)::uuid;
+
+insert into public.ledger_accounts (id, kind, shard, may_be_negative)
+select infernet.account('fee', null, s), 'fee'::public.ledger_account_kind, s, false from generate_series(0, 63) s
+union all values (infernet.account('goodwill', null), 'goodwill'::public.ledger_account_kind, 0, true),
+                 (infernet.account('gateway', null), 'gateway', 0, true);
 
 -- ---------------------------------------------------------------- what the ledger never allows
 
@@ -87,81 +98,128 @@ create trigger ledger_transfers_fixed before update or delete on public.ledger_t
 create trigger ledger_transfers_kept before truncate on public.ledger_transfers
   for each statement execute function infernet.refuse_change();
 
--- At commit, the entries of each transfer sum to zero. Security definer: on PostgreSQL 15 a deferred
--- trigger runs as whoever commits, who sees no entries under row level security.
+create trigger ledger_accounts_kept before delete or truncate on public.ledger_accounts
+  for each statement execute function infernet.refuse_change();
+
+-- The entries of a transfer are written by one statement, sum to zero, and name a transfer and accounts that
+-- there are; so nothing that is added later can unbalance it either. This stands for two foreign keys,
+-- which would cost more than the rest of the posting: what they would point to is never deleted.
 create function infernet.check_balanced() returns trigger
 language plpgsql security definer set search_path = '' as $$
 declare
-  v_sum numeric;
+  v_bad record;
 begin
-  select sum(e.amount) into v_sum from public.ledger_entries e where e.transfer_id = new.transfer_id;
-  if v_sum is distinct from 0 then
-    raise exception 'transfer % does not balance: its entries sum to %', new.transfer_id, v_sum
-      using errcode = 'integrity_constraint_violation';
+  select n.transfer_id as id, sum(n.amount) as total, count(t.id) = count(*) and count(a.id) = count(*) as whole into v_bad
+  from new_rows n
+  left join public.ledger_transfers t on t.id = n.transfer_id
+  left join public.ledger_accounts a on a.id = n.account_id
+  group by n.transfer_id
+  having sum(n.amount) <> 0 or count(t.id) <> count(*) or count(a.id) <> count(*) limit 1;
+  if found then
+    raise exception 'transfer % does not balance: its entries sum to %', v_bad.id, v_bad.total
+      using errcode = 'integrity_constraint_violation',
+      detail = case when v_bad.whole then '' else 'An entry names a transfer or an account that there is not.' end;
   end if;
   return null;
 end $$;
 
-create constraint trigger ledger_entries_balanced after insert on public.ledger_entries
-  deferrable initially deferred for each row execute function infernet.check_balanced();
+create trigger ledger_entries_balanced after insert on public.ledger_entries
+  referencing new table as new_rows for each statement execute function infernet.check_balanced();
 
 -- ---------------------------------------------------------------- posting
 
 -- The accounts of a person, made once.
 create function infernet.open_accounts(p_party uuid) returns void
 language sql security definer set search_path = '' as $$
-  insert into public.ledger_accounts (kind, party_id)
-  select k, p_party from unnest(array['available', 'held', 'earned']::public.ledger_account_kind[]) k
+  insert into public.ledger_accounts (id, kind, party_id)
+  select infernet.account(k::text, p_party), k, p_party from unnest(array['available', 'held', 'earned']::public.ledger_account_kind[]) k
   on conflict do nothing
 $$;
 
-create function infernet.account(p_kind public.ledger_account_kind, p_party uuid, p_shard int default 0) returns uuid
-language plpgsql stable security definer set search_path = '' as $$
-declare
-  v_id uuid;
+-- Locks accounts in the order of their ids, which is everybody's order.
+create function infernet.lock_accounts(p_accounts uuid[]) returns void
+language plpgsql security definer set search_path = '' as $$
 begin
-  select a.id into strict v_id from public.ledger_accounts a
-  where a.kind = p_kind and a.party_id is not distinct from p_party and a.shard = p_shard;
-  return v_id;
+  perform from public.ledger_accounts a where a.id = any (p_accounts) order by a.id for update;
 end $$;
 
+-- Posts a new transfer, whose id the caller knows to be new; p_accounts (each named once) and p_amounts run
+-- side by side, zero amounts are dropped. The caller has locked the accounts. Raises check_violation
+-- when an account that may not be negative would be.
+create function infernet.post_new(
+  p_id uuid, p_kind public.ledger_transfer_kind, p_accounts uuid[], p_amounts numeric[], p_job uuid, p_attempt uuid, p_memo text)
+returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_now timestamptz := infernet.clock();
+begin
+  insert into public.ledger_transfers (id, kind, job_id, attempt_id, memo, digest, created_at)
+  values (p_id, p_kind, p_job, p_attempt, p_memo,
+          infernet.transfer_digest(p_kind, p_accounts, p_amounts, p_job, p_attempt, p_memo), v_now);
+  with balance as (
+    update public.ledger_accounts a set balance = a.balance + l.amount
+    from unnest(p_accounts, p_amounts) as l (account_id, amount) where a.id = l.account_id and l.amount <> 0
+    returning a.id, l.amount, a.balance
+  )
+  insert into public.ledger_entries (transfer_id, account_id, amount, balance_after, created_at)
+  select p_id, b.id, b.amount, b.balance, v_now from balance b;
+end $$;
+
+-- Posts many new transfers of one kind, as post_new; the legs run side by side, each an account, an amount and
+-- the number of its transfer in p_ids.
+create function infernet.post_many(
+  p_ids uuid[], p_kind public.ledger_transfer_kind, p_jobs uuid[], p_attempts uuid[],
+  p_transfers int[], p_accounts uuid[], p_amounts numeric[]) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_now timestamptz := infernet.clock();
+begin
+  insert into public.ledger_transfers (id, kind, job_id, attempt_id, digest, created_at)
+  select t.id, p_kind, t.job_id, t.attempt_id, infernet.transfer_digest(p_kind, l.accounts, l.amounts, t.job_id, t.attempt_id, null), v_now
+  from unnest(p_ids, p_jobs, p_attempts) with ordinality as t (id, job_id, attempt_id, n)
+  join (select l.transfer, array_agg(l.account_id order by l.n) as accounts, array_agg(l.amount order by l.n) as amounts
+        from unnest(p_transfers, p_accounts, p_amounts) with ordinality as l (transfer, account_id, amount, n)
+        group by l.transfer) l on l.transfer = t.n;
+
+  with leg as (
+    select l.transfer, l.account_id, l.amount from unnest(p_transfers, p_accounts, p_amounts) as l (transfer, account_id, amount)
+    where l.amount <> 0
+  ), balance as (
+    update public.ledger_accounts a set balance = a.balance + t.amount
+    from (select l.account_id, sum(l.amount) as amount from leg l group by l.account_id) t where a.id = t.account_id
+    returning a.id, a.balance - t.amount as balance_before
+  )
+  insert into public.ledger_entries (transfer_id, account_id, amount, balance_after, created_at)
+  select p_ids[l.transfer], l.account_id, l.amount,
+         b.balance_before + sum(l.amount) over (partition by l.account_id order by l.transfer), v_now
+  from leg l join balance b on b.id = l.account_id;
+end $$;
+
+create function infernet.transfer_digest(
+  p_kind public.ledger_transfer_kind, p_accounts uuid[], p_amounts numeric[], p_job uuid, p_attempt uuid, p_memo text) returns bytea
+language sql stable parallel safe
+return sha256(convert_to(concat_ws('|', p_kind, p_accounts::text, p_amounts::numeric(38,12)[]::text, p_job, p_attempt, p_memo), 'UTF8'));
+
 -- Posts one transfer: 'created', or 'exists' for a repeat; the same id with other content is refused.
--- p_accounts and p_amounts run side by side; zero amounts are dropped. Locks the accounts by id.
--- Raises check_violation when an account that may not be negative would be.
+-- p_accounts and p_amounts run side by side; zero amounts are dropped. Raises check_violation when an
+-- account that may not be negative would be.
 create function infernet.post_transfer(
   p_id uuid, p_kind public.ledger_transfer_kind, p_accounts uuid[], p_amounts numeric[],
   p_job uuid default null, p_attempt uuid default null, p_memo text default null) returns text
 language plpgsql security definer set search_path = '' as $$
 declare
-  v_now    timestamptz := infernet.clock();
-  v_digest bytea := sha256(convert_to(
-    concat_ws('|', p_kind, p_accounts::text, p_amounts::numeric(38,12)[]::text, p_job, p_attempt, p_memo), 'UTF8'));
-  v_known  bytea;
+  v_known bytea;
 begin
-  insert into public.ledger_transfers (id, kind, job_id, attempt_id, memo, digest, created_at)
-  values (p_id, p_kind, p_job, p_attempt, p_memo, v_digest, v_now)
-  on conflict (id) do nothing;
-  if not found then
-    select t.digest into strict v_known from public.ledger_transfers t where t.id = p_id;
-    if v_known <> v_digest then
+  perform infernet.lock_accounts(p_accounts);
+  select t.digest into v_known from public.ledger_transfers t where t.id = p_id;
+  if found then
+    if v_known <> infernet.transfer_digest(p_kind, p_accounts, p_amounts, p_job, p_attempt, p_memo) then
       perform infernet.refuse(409, 'id_conflict', format('Transfer %s exists with other content.', p_id),
         'Use a new id for a new transfer.');
     end if;
     return 'exists';
   end if;
-
-  perform from public.ledger_accounts a where a.id = any (p_accounts) order by a.id for update;
-  with posting as (
-    select p.account_id, sum(p.amount)::numeric(38,12) as amount
-    from unnest(p_accounts, p_amounts) as p (account_id, amount)
-    group by p.account_id having sum(p.amount) <> 0
-  ), balance as (
-    update public.ledger_accounts a set balance = a.balance + p.amount
-    from posting p where a.id = p.account_id
-    returning a.id, p.amount, a.balance
-  )
-  insert into public.ledger_entries (transfer_id, account_id, amount, balance_after, created_at)
-  select p_id, b.id, b.amount, b.balance, v_now from balance b;
+  perform infernet.post_new(p_id, p_kind, p_accounts, p_amounts, p_job, p_attempt, p_memo);
   return 'created';
 end $$;
 
@@ -180,68 +238,131 @@ end $$;
 
 -- ---------------------------------------------------------------- holds
 
--- Sets a job's cap aside, from its consumer's available money. Refuses when there is too little.
-create function infernet.hold(p_job uuid, p_consumer uuid, p_amount numeric) returns void
+-- Sets the caps of a job or a batch aside, from its consumer's available money; false when this hold
+-- exists. Refuses when there is too little.
+create function infernet.hold(p_hold uuid, p_consumer uuid, p_amount numeric, p_jobs int, p_job uuid) returns boolean
 language plpgsql security definer set search_path = '' as $$
 declare
   v_available uuid := infernet.account('available', p_consumer);
   v_held      uuid := infernet.account('held', p_consumer);
   v_balance   numeric;
 begin
-  perform from public.ledger_accounts a where a.id in (v_available, v_held) order by a.id for update;
+  perform infernet.lock_accounts(array[v_available, v_held]);
+  insert into public.ledger_holds (id, consumer_id, amount, open_jobs, created_at)
+  values (p_hold, p_consumer, p_amount, p_jobs, infernet.clock())
+  on conflict (id) do nothing;
+  if not found then
+    return false;
+  end if;
   select a.balance into strict v_balance from public.ledger_accounts a where a.id = v_available;
   if v_balance < p_amount then
     perform infernet.refuse(402, 'insufficient_funds',
-      format('This job needs up to %s USD, and %s USD is available.', infernet.usd(p_amount), infernet.usd(v_balance)),
+      format('This needs up to %s USD, and %s USD is available.', infernet.usd(p_amount), infernet.usd(v_balance)),
       'Add money, or lower the maximum cost or the number of tokens.');
   end if;
-  insert into public.ledger_holds (job_id, consumer_id, amount, created_at)
-  values (p_job, p_consumer, p_amount, infernet.clock());
-  perform infernet.post_transfer(infernet.derived_id(p_job, 'hold'), 'hold',
-    array[v_available, v_held], array[-p_amount, p_amount], p_job);
+  perform infernet.post_new(infernet.derived_id(p_hold, 'hold'), 'hold', array[v_available, v_held], array[-p_amount, p_amount],
+                            p_job, null, null);
+  return true;
 end $$;
 
--- Gives a hold back whole: the job ended without anything delivered. Safe to repeat.
-create function infernet.release_hold(p_job uuid) returns void
+-- Takes the parts of jobs out of their holds; the arrays run side by side, one element a job.
+create function infernet.reduce_holds(p_holds uuid[], p_captured numeric[], p_released numeric[]) returns void
 language plpgsql security definer set search_path = '' as $$
-declare
-  v_hold public.ledger_holds;
 begin
-  update public.ledger_holds h set state = 'released', closed_at = infernet.clock()
-  where h.job_id = p_job and h.state = 'open' returning * into v_hold;
-  if found then
-    perform infernet.post_transfer(infernet.derived_id(p_job, 'release'), 'release',
-      array[infernet.account('held', v_hold.consumer_id), infernet.account('available', v_hold.consumer_id)],
-      array[-v_hold.amount, v_hold.amount], p_job);
-  end if;
+  update public.ledger_holds h set
+    captured = h.captured + d.captured, released = h.released + d.released, open_jobs = h.open_jobs - d.jobs,
+    closed_at = case when h.open_jobs = d.jobs then infernet.clock() end
+  from (select p.id, sum(p.captured) as captured, sum(p.released) as released, count(*)::int as jobs
+        from unnest(p_holds, p_captured, p_released) as p (id, captured, released) group by p.id) d
+  where h.id = d.id;
 end $$;
 
--- Pays for what an attempt delivered, from its job's hold, and gives the rest back. The owner gets
--- the cost less the fee, cut at 12 decimals; the fee takes the remainder. Returns what was earned.
-create function infernet.capture(p_attempt public.job_attempts, p_cost numeric) returns numeric
+-- Gives back what is held for a job: it ended without anything to pay. The caller holds its row and has
+-- found it not ended.
+create function infernet.release_hold(p_job public.jobs) returns void
 language plpgsql security definer set search_path = '' as $$
 declare
-  v_hold   public.ledger_holds;
-  v_owner  uuid;
-  v_cost   numeric(38,12);
-  v_earned numeric(38,12);
+  v_accounts uuid[] := array[infernet.account('held', p_job.consumer_id), infernet.account('available', p_job.consumer_id)];
 begin
-  select * into strict v_hold from public.ledger_holds h where h.job_id = p_attempt.job_id for update;
-  if v_hold.state <> 'open' then
-    raise exception 'the hold of job % is %', p_attempt.job_id, v_hold.state;
-  end if;
-  v_cost := least(p_cost, v_hold.amount);
-  v_earned := trunc(v_cost * (1 - p_attempt.fee_rate), 12);
-  select p.owner_id into strict v_owner from public.providers p where p.id = p_attempt.provider_id;
-  update public.ledger_holds set state = 'captured', captured = v_cost, closed_at = infernet.clock()
-  where job_id = p_attempt.job_id;
-  perform infernet.post_transfer(infernet.derived_id(p_attempt.id, 'capture'), 'capture',
-    array[infernet.account('held', v_hold.consumer_id), infernet.account('available', v_hold.consumer_id),
-          infernet.account('earned', v_owner),
-          infernet.account('fee', null, (hashtext(p_attempt.id::text) & 7))],
-    array[-v_hold.amount, v_hold.amount - v_cost, v_earned, v_cost - v_earned],
-    p_attempt.job_id, p_attempt.id);
+  perform infernet.lock_accounts(v_accounts);
+  update public.ledger_holds h set released = released + p_job.price_cap, open_jobs = open_jobs - 1,
+    closed_at = case when open_jobs = 1 then infernet.clock() end
+  where h.id = p_job.hold_id;
+  perform infernet.post_new(infernet.derived_id(p_job.id, 'release:' || p_job.hold_id), 'release', v_accounts,
+                            array[-p_job.price_cap, p_job.price_cap], p_job.id, null, null);
+end $$;
+
+-- As release_hold, for many jobs.
+create function infernet.release_holds(p_jobs uuid[]) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v record;
+begin
+  select array_agg(j.id order by j.id) as jobs, array_agg(j.hold_id order by j.id) as holds, array_agg(j.price_cap order by j.id) as caps,
+         array_agg(infernet.account('held', j.consumer_id) order by j.id) as held,
+         array_agg(infernet.account('available', j.consumer_id) order by j.id) as available,
+         array_agg(infernet.derived_id(j.id, 'release:' || j.hold_id) order by j.id) as ids,
+         array_agg(-j.price_cap order by j.id) as minus, array_agg(0::numeric) as zero, array_agg(null::uuid) as nobody,
+         array_agg(j.n::int order by j.id) as n
+  into v from (select j.*, row_number() over (order by j.id) as n from public.jobs j where j.id = any (p_jobs)) j;
+  perform infernet.lock_accounts(v.held || v.available);
+  perform infernet.reduce_holds(v.holds, v.zero, v.caps);
+  perform infernet.post_many(v.ids, 'release', v.jobs, v.nobody, v.n || v.n, v.held || v.available, v.minus || v.caps);
+end $$;
+
+-- The shard of the fee account that an attempt's fee goes to.
+create function infernet.fee_account(p_attempt uuid) returns uuid
+language sql immutable parallel safe
+return infernet.account('fee', null, hashtext(p_attempt::text) & 63);
+
+-- Pays for what an attempt delivered, from its job's hold, and gives the rest back. The owner gets the cost
+-- less the fee, cut at 12 decimals; the fee takes the remainder. Returns what was earned. The caller
+-- holds the job's row and has found the attempt running.
+create function infernet.capture(p_attempt public.job_attempts, p_job public.jobs, p_cost numeric) returns numeric
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_cost     numeric(38,12) := least(p_cost, p_job.price_cap);
+  v_earned   numeric(38,12) := trunc(v_cost * (1 - p_attempt.fee_rate), 12);
+  v_accounts uuid[] := array[infernet.account('held', p_job.consumer_id), infernet.account('available', p_job.consumer_id),
+                             infernet.account('earned', p_attempt.owner_id), infernet.fee_account(p_attempt.id)];
+begin
+  perform infernet.lock_accounts(v_accounts);
+  update public.ledger_holds h set captured = captured + v_cost, released = released + p_job.price_cap - v_cost,
+    open_jobs = open_jobs - 1, closed_at = case when open_jobs = 1 then infernet.clock() end
+  where h.id = p_job.hold_id;
+  perform infernet.post_new(infernet.derived_id(p_attempt.id, 'capture'), 'capture', v_accounts,
+    array[-p_job.price_cap, p_job.price_cap - v_cost, v_earned, v_cost - v_earned], p_job.id, p_attempt.id, null);
   return v_earned;
+end $$;
+
+-- As capture, for many attempts; the arrays run side by side.
+create function infernet.capture_many(p_attempts uuid[], p_costs numeric[]) returns numeric[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v      record;
+  v_legs record;
+begin
+  select array_agg(s.job_id order by s.n) as jobs, array_agg(s.hold_id order by s.n) as holds,
+         array_agg(s.cost order by s.n) as costs, array_agg(s.price_cap - s.cost order by s.n) as rests,
+         array_agg(s.earned order by s.n) as earned, array_agg(s.cost - s.earned order by s.n) as fees,
+         array_agg(-s.price_cap order by s.n) as minus,
+         array_agg(infernet.derived_id(s.id, 'capture') order by s.n) as ids, array_agg(s.n::int order by s.n) as n,
+         array_agg(infernet.account('held', s.consumer_id) order by s.n) as held,
+         array_agg(infernet.account('available', s.consumer_id) order by s.n) as available,
+         array_agg(infernet.account('earned', s.owner_id) order by s.n) as owners,
+         array_agg(infernet.fee_account(s.id) order by s.n) as operators
+  into v
+  from (select p.n, a.id, a.job_id, a.owner_id, j.consumer_id, j.hold_id, j.price_cap, c.cost,
+               trunc(c.cost * (1 - a.fee_rate), 12) as earned
+        from unnest(p_attempts, p_costs) with ordinality as p (id, cost, n)
+        join public.job_attempts a on a.id = p.id
+        join public.jobs j on j.id = a.job_id
+        cross join lateral (select least(round(p.cost, 12), j.price_cap) as cost) c) s;
+  perform infernet.lock_accounts(v.held || v.available || v.owners || v.operators);
+  perform infernet.reduce_holds(v.holds, v.costs, v.rests);
+  perform infernet.post_many(v.ids, 'capture', v.jobs, p_attempts, v.n || v.n || v.n || v.n,
+    v.held || v.available || v.owners || v.operators, v.minus || v.rests || v.earned || v.fees);
+  return v.earned;
 end $$;
 
 -- ---------------------------------------------------------------- reading
@@ -262,7 +383,7 @@ language sql stable security definer set search_path = '' as $$
     union all
     select format('transfer %s has no entries', t.id) from public.ledger_transfers t
     where not exists (select from public.ledger_entries e where e.transfer_id = t.id)
-      and exists (select from public.ledger_holds h where h.job_id = t.job_id and h.amount > 0)
+      and exists (select from public.jobs j where j.id = t.job_id and j.price_cap > 0)
     union all
     select format('account %s (%s) says %s, its entries %s', a.id, a.kind, a.balance, coalesce(s.total, 0))
     from public.ledger_accounts a
@@ -275,21 +396,23 @@ language sql stable security definer set search_path = '' as $$
     union all
     select format('user %s has %s held, and open holds of %s', a.party_id, a.balance, coalesce(h.total, 0))
     from public.ledger_accounts a
-    left join (select h.consumer_id, sum(h.amount) as total from public.ledger_holds h
-               where h.state = 'open' group by 1) h on h.consumer_id = a.party_id
+    left join (select h.consumer_id, sum(h.amount - h.captured - h.released) as total from public.ledger_holds h
+               where h.closed_at is null group by 1) h on h.consumer_id = a.party_id
     where a.kind = 'held' and a.balance <> coalesce(h.total, 0)
     union all
-    select format('job %s is %s, and its hold is %s', j.id, j.state, h.state)
-    from public.jobs j join public.ledger_holds h on h.job_id = j.id
-    where (h.state = 'open') <> (j.state in ('queued', 'assigned', 'running', 'cancelling'))
+    select format('hold %s of %s has %s open jobs and %s left; its jobs say %s and %s, and cost %s of its %s', h.id, h.amount,
+                  h.open_jobs, h.amount - h.captured - h.released, coalesce(j.open, 0), coalesce(j.held, 0), j.cost, h.captured)
+    from public.ledger_holds h
+    left join (select j.hold_id, count(*) filter (where j.state in ('queued', 'assigned', 'running', 'cancelling')) as open,
+                      coalesce(sum(j.price_cap) filter (where j.state in ('queued', 'assigned', 'running', 'cancelling')), 0) as held,
+                      coalesce(sum(j.cost), 0) as cost
+               from public.jobs j where j.state <> 'unpaid' group by 1) j on j.hold_id = h.id
+    where (h.open_jobs, h.amount - h.captured - h.released) <> (coalesce(j.open, 0), coalesce(j.held, 0))
+       or (j.cost is not null and j.cost <> h.captured)
     union all
     select format('job %s is %s, and has no hold', j.id, j.state)
-    from public.jobs j left join public.ledger_holds h on h.job_id = j.id
-    where h.job_id is null and j.state <> 'unpaid'
-    union all
-    select format('job %s cost %s, and its hold paid %s', j.id, coalesce(j.cost, 0), h.captured)
-    from public.jobs j join public.ledger_holds h on h.job_id = j.id
-    where coalesce(j.cost, 0) <> h.captured
+    from public.jobs j left join public.ledger_holds h on h.id = j.hold_id
+    where h.id is null and j.state <> 'unpaid'
     union all
     select format('job %s was paid %s times', t.job_id, count(*)) from public.ledger_transfers t
     where t.kind = 'capture' group by t.job_id having count(*) > 1
@@ -299,7 +422,7 @@ language sql stable security definer set search_path = '' as $$
     'faults', coalesce((select jsonb_agg(f.what) from (select what from fault limit 100) f), '[]'),
     'transfers', (select count(*) from public.ledger_transfers),
     'entries', (select count(*) from public.ledger_entries),
-    'open_holds', infernet.usd((select coalesce(sum(amount), 0) from public.ledger_holds where state = 'open')),
+    'open_holds', infernet.usd((select coalesce(sum(amount - captured - released), 0) from public.ledger_holds where closed_at is null)),
     'fees', infernet.usd((select sum(balance) from public.ledger_accounts where kind = 'fee')),
     'earned', infernet.usd((select coalesce(sum(balance), 0) from public.ledger_accounts where kind = 'earned')))
 $$;

@@ -20,8 +20,8 @@ $$;
 -- Whether the caller is a node with a live attempt of this job.
 create function infernet.runs_job(p_job uuid) returns boolean
 language sql stable security definer set search_path = '' as $$
-  select exists (select from public.job_attempts a join public.providers p on p.id = a.provider_id
-                 where a.job_id = p_job and a.state in ('offered', 'running')
+  select exists (select from infernet.live_attempts a join public.providers p on p.id = a.provider_id
+                 where a.job_id = p_job
                    and a.provider_id = (select auth.uid()) and p.approval = 'approved')
 $$;
 
@@ -87,43 +87,52 @@ begin
   end if;
 end $$;
 
--- Wakes the node that was given an attempt, unless it is the node itself that is calling: then the
--- answer of the call carries it.
-create function infernet.announce_attempt() returns trigger
+-- Wakes the nodes that were given attempts, each once, unless it is the node itself that is calling: then
+-- the answer of the call carries them. One attempt is named; of several the node asks (claim_attempts).
+create function infernet.announce_attempts() returns trigger
 language plpgsql security definer set search_path = '' as $$
+declare
+  v_node record;
 begin
-  if new.provider_id is distinct from auth.uid() then
-    perform infernet.send('node:' || new.provider_id, 'attempt',
-                          jsonb_build_object('attempt', new.id, 'job', new.job_id));
-  end if;
+  for v_node in
+    select n.provider_id as id, count(*) as n, min(n.id::text) as attempt, min(n.job_id::text) as job
+    from new_rows n where n.provider_id is distinct from auth.uid() group by n.provider_id
+  loop
+    if v_node.n = 1 then
+      perform infernet.send('node:' || v_node.id, 'attempt', jsonb_build_object('attempt', v_node.attempt, 'job', v_node.job));
+    else
+      perform infernet.send('node:' || v_node.id, 'attempts', jsonb_build_object('count', v_node.n));
+    end if;
+  end loop;
   return null;
 end $$;
 
-create trigger announce_attempt after insert on public.job_attempts
-  for each row execute function infernet.announce_attempt();
+create trigger announce_attempts after insert on public.job_attempts
+  referencing new table as new_rows for each statement execute function infernet.announce_attempts();
 
 -- Tells the consumer that its job moved, and the node that it should stop. The assignment made by
--- submit_job itself is in that call's answer.
+-- submit_job itself is in that call's answer, and its start follows at once.
 create function infernet.announce_job() returns trigger
 language plpgsql security definer set search_path = '' as $$
 declare
   v_attempt public.job_attempts;
 begin
-  select * into v_attempt from public.job_attempts a where a.job_id = new.id order by a.number desc limit 1;
-  if new.state = 'cancelling' then
-    perform infernet.send('node:' || v_attempt.provider_id, 'cancel',
-                          jsonb_build_object('attempt', v_attempt.id, 'job', new.id));
-  elsif new.state = 'assigned' or (new.state = 'running' and v_attempt.at_submit) then
-    return null;
-  else
-    perform infernet.send('job:' || new.consumer_id || ':' || new.id, 'state',
-                          jsonb_build_object('job', new.id, 'state', new.state, 'attempt', v_attempt.id));
+  if new.state in ('running', 'cancelling') then
+    select * into v_attempt from public.job_attempts a where a.id = new.attempt_id;
+    if new.state = 'cancelling' then
+      perform infernet.send('node:' || v_attempt.provider_id, 'cancel', jsonb_build_object('attempt', new.attempt_id, 'job', new.id));
+      return null;
+    elsif v_attempt.at_submit then
+      return null;
+    end if;
   end if;
+  perform infernet.send('job:' || new.consumer_id || ':' || new.id, 'state',
+                        jsonb_build_object('job', new.id, 'state', new.state, 'attempt', new.attempt_id));
   return null;
 end $$;
 
 create trigger announce_job after update of state on public.jobs
-  for each row when (old.state is distinct from new.state) execute function infernet.announce_job();
+  for each row when (old.state is distinct from new.state and new.state <> 'assigned') execute function infernet.announce_job();
 
 -- Tells owner and operators that a node's state or approval changed.
 create function infernet.announce_node() returns trigger

@@ -1,116 +1,261 @@
 -- Assignment: which node gets a job, and which job a free slot gets. The whole market is these
 -- functions: filter, order by one score, take a slot, write the attempt.
 
--- One number that orders candidates, lower is better: what the job would cost there as a share of
--- its cap, how full the offer is, whether its node hears wake-ups, whether it failed this job before.
+-- The dials of the score, from the setting of that name; what is not set weighs nothing.
+create type infernet.weights as (
+  price double precision, speed double precision, outcomes double precision, warm double precision,
+  load double precision, realtime double precision, prefer double precision, retry double precision);
+
+create function infernet.weights(p_settings jsonb) returns infernet.weights
+language sql immutable parallel safe
+return jsonb_populate_record(row(0, 0, 0, 0, 0, 0, 0, 0)::infernet.weights, p_settings -> 'weights');
+
+-- One number that orders candidates, lower is better: what the job would cost there as a share of its
+-- cap; how fast the server has seen it work, against an ordinary offer (unseen counts as ordinary); what
+-- became of its recent jobs; whether it has just served this model; how full it is; whether its node
+-- hears wake-ups; whether the consumer prefers it; whether it failed this job before.
 create function infernet.score(
-  p_weights jsonb, p_cost numeric, p_cap numeric, p_busy int, p_slots int, p_realtime boolean, p_failed_before boolean)
-returns numeric
+  p_weights infernet.weights, p_price_share double precision, p_speed double precision, p_reputation int, p_warm boolean,
+  p_load double precision, p_realtime boolean, p_preferred boolean, p_failed_before boolean)
+returns double precision
 language sql immutable parallel safe as $$
-  select (p_weights ->> 'price')::numeric * case when p_cap > 0 then p_cost / p_cap else 0 end
-       + (p_weights ->> 'load')::numeric * p_busy / p_slots
-       + (p_weights ->> 'realtime')::numeric * (not p_realtime)::int
-       + (p_weights ->> 'retry')::numeric * p_failed_before::int
+  select (p_weights).price * p_price_share
+       + (p_weights).speed / (1 + coalesce(p_speed, 1))
+       + (p_weights).outcomes * (1 - p_reputation / 100.0::double precision)
+       + (p_weights).warm * (not p_warm)::int
+       + (p_weights).load * p_load
+       + (p_weights).realtime * (not p_realtime)::int
+       - (p_weights).prefer * p_preferred::int
+       + (p_weights).retry * p_failed_before::int
 $$;
 
--- The best offers for a job that could start it now, best first; ties are random. A node on which
--- the job failed before comes last, and only after the job's retry_after.
-create function infernet.candidates(p_job public.jobs, p_limit int) returns setof uuid
+-- What a choice came to: the offers that could start the job now, best first; the cap that held; the
+-- lowest price of those looked at; and the record of it, for people.
+create type infernet.choice as (offers uuid[], cap numeric, lowest numeric, record jsonb);
+
+-- Looks at the offers of a job's model, at most candidates_max of them: of a model that is offered more
+-- often, a part that begins at a random place. Ties are random. A job without a cap gets one: so many
+-- times the lowest price. A node on which the job failed before comes last, and only after retry_after.
+--
+-- The record: {"seen": how many, "offers": [[node, score or the reason why not]…], the best 16}.
+create function infernet.candidates(p_job public.jobs, p_settings jsonb) returns infernet.choice
 language plpgsql volatile security definer set search_path = '' as $$
 declare
   v_now     timestamptz := infernet.clock();
-  v_weights jsonb := infernet.setting('weights');
+  v_weights infernet.weights := infernet.weights(p_settings);
+  v_most    int := (p_settings -> 'candidates_max')::int;
+  v_from    uuid := gen_random_uuid();
+  v_factor  numeric := (p_settings -> 'cap_factor')::numeric;
+  v_warm    timestamptz := v_now - infernet.secs(p_settings, 'warm_secs');
+  v_usual   double precision := (p_settings -> 'speed_reference')::double precision;
+  v_choice  infernet.choice;
 begin
-  return query
-    select o.id
-    from public.offers o
+  with part as materialized (
+    (select o.* from public.offers o where o.model_id = p_job.model_id and o.enabled and o.approved and o.id >= v_from
+     order by o.id limit v_most)
+    union all
+    (select o.* from public.offers o where o.model_id = p_job.model_id and o.enabled and o.approved and o.id < v_from
+     order by o.id limit v_most)
+  ), asked as (
+    (select * from part limit v_most)
+    union all
+    (select o.* from public.offers o
+     where cardinality(p_job.prefer) > 0 and (select count(*) from part) > v_most and o.model_id = p_job.model_id
+       and o.enabled and o.approved and o.provider_id = any (p_job.prefer))
+  ), priced as (
+    select o.*, infernet.price(o.price_input, o.price_output, o.price_second,
+                               p_job.input_bound, p_job.max_tokens, p_job.max_seconds) as cost
+    from asked o
+  ), cap as (
+    select min(p.cost) as lowest, coalesce(p_job.price_cap, round(min(p.cost) * v_factor, 12)) as cap from priced p
+  ), judged as (
+    select o.id, o.provider_id, c.cap, c.lowest,
+      case when n.lease_until <= v_now then 'offline'
+           when n.draining then 'takes no new work'
+           when o.cost > c.cap then 'above the cap'
+           when o.provider_id = any (p_job.exclude) then 'excluded'
+           when o.vram_gb < p_job.min_vram_gb then 'too little memory'
+           when not o.labels @> p_job.labels then 'without the labels'
+           when p_job.region is distinct from coalesce(o.region, '') and p_job.region is not null then 'in another region'
+           when l.busy >= l.slots then 'busy'
+           when p_job.retry_after > v_now and o.provider_id = any (p_job.failed_on) then 'failed it before' end as verdict,
+      infernet.score(v_weights, case when c.cap > 0 then (o.cost / c.cap)::double precision else 0 end, l.speed / v_usual,
+        o.reputation, coalesce(l.last_done > v_warm, false), l.busy::double precision / l.slots, n.realtime,
+        o.provider_id = any (p_job.prefer), o.provider_id = any (p_job.failed_on)) as score
+    from priced o
+    cross join cap c
     join infernet.offer_load l on l.offer_id = o.id
     join public.node_liveness n on n.node_id = o.provider_id
-    where o.model_id = p_job.model_id and o.enabled and o.approved
-      and l.busy < l.slots and n.lease_until > v_now and not n.draining
-      and infernet.price(o.price_input, o.price_output, p_job.input_bound, p_job.max_tokens) <= p_job.price_cap
-      and (p_job.retry_after is null or p_job.retry_after <= v_now or o.provider_id <> all (p_job.failed_on))
-    order by infernet.score(v_weights,
-               infernet.price(o.price_input, o.price_output, p_job.input_bound, p_job.max_tokens), p_job.price_cap,
-               l.busy, l.slots, n.realtime, o.provider_id = any (p_job.failed_on)), random()
-    limit p_limit;
+  )
+  select array_agg(j.id order by j.score, random()) filter (where j.verdict is null), min(j.cap), min(j.lowest),
+         jsonb_build_object('seen', count(*), 'offers', to_jsonb((array_agg(
+           jsonb_build_array(j.provider_id, coalesce(to_jsonb(j.verdict), to_jsonb(round(j.score::numeric, 3))))
+           order by j.verdict is not null, j.score))[1:16]))
+  into v_choice
+  from judged j;
+  return v_choice;
 end $$;
 
--- Writes the attempt of a job on an offer whose slot the caller has just taken; the price is copied
--- from the offer in the same statement. The job's row is locked by the caller.
-create function infernet.make_attempt(p_job public.jobs, p_offer uuid, p_at_submit boolean) returns uuid
+-- Writes attempts of jobs on an offer whose slots the caller has taken: their price is copied from the
+-- offer in the same statement. The first three arrays run side by side; the caller holds the jobs' rows
+-- and has put the attempts' ids there.
+create function infernet.write_attempts(
+  p_attempts uuid[], p_jobs uuid[], p_consumers uuid[], p_offer uuid, p_settings jsonb, p_choice jsonb, p_at_submit boolean)
+returns void
 language plpgsql security definer set search_path = '' as $$
 declare
-  v_attempt uuid;
+  v_now timestamptz := infernet.clock();
 begin
-  update public.jobs set state = 'assigned', attempts = attempts + 1 where id = p_job.id;
-  insert into public.job_attempts (job_id, number, offer_id, provider_id, provider_name, price_input, price_output,
-                                   fee_rate, model_digest, at_submit, offered_at)
-  select p_job.id, (select coalesce(max(a.number), 0) + 1 from public.job_attempts a where a.job_id = p_job.id),
-         o.id, o.provider_id, p.name, o.price_input, o.price_output,
-         infernet.setting_number('fee_rate'), o.model_digest, p_at_submit, infernet.clock()
+  insert into public.job_attempts (id, job_id, number, offer_id, provider_id, provider_name, owner_id, price_input, price_output,
+                                   price_second, fee_rate, model_digest, at_submit, choice, offered_at)
+  select j.id, j.job_id, (select coalesce(max(a.number), 0) + 1 from public.job_attempts a where a.job_id = j.job_id),
+         o.id, o.provider_id, p.name, p.owner_id, o.price_input, o.price_output, o.price_second,
+         (p_settings -> 'fee_rate')::numeric, o.model_digest, p_at_submit, p_choice, v_now
   from public.offers o join public.providers p on p.id = o.provider_id
-  where o.id = p_offer
-  returning id into strict v_attempt;
-  return v_attempt;
+  cross join unnest(p_attempts, p_jobs) as j (id, job_id)
+  where o.id = p_offer;
+  insert into infernet.live_attempts (job_id, attempt_id, offer_id, provider_id, consumer_id, due_at)
+  select j.job_id, j.id, p_offer, (select o.provider_id from public.offers o where o.id = p_offer), j.consumer_id,
+         v_now + infernet.secs(p_settings, 'offer_secs')
+  from unnest(p_attempts, p_jobs, p_consumers) as j (id, job_id, consumer_id);
+end $$;
+
+-- Takes queued jobs out of their lines and gives them to an offer, as write_attempts; returns the attempts.
+create function infernet.give_jobs(p_jobs uuid[], p_offer uuid, p_settings jsonb, p_choice jsonb) returns uuid[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_attempts  uuid[];
+  v_consumers uuid[];
+begin
+  select array_agg(gen_random_uuid()) into v_attempts from unnest(p_jobs);
+  with given as (
+    update public.jobs j set state = 'assigned', attempts = attempts + 1, attempt_id = p.attempt_id
+    from unnest(p_jobs, v_attempts) with ordinality as p (id, attempt_id, n) where j.id = p.id
+    returning j.consumer_id, p.n)
+  select array_agg(g.consumer_id order by g.n) into v_consumers from given g;
+  delete from infernet.queue where job_id = any (p_jobs);
+  perform infernet.write_attempts(v_attempts, p_jobs, v_consumers, p_offer, p_settings, p_choice, false);
+  return v_attempts;
+end $$;
+
+-- How many more jobs of a consumer may run now.
+create function infernet.room_to_run(p_consumer uuid, p_settings jsonb) returns int
+language plpgsql volatile security definer set search_path = '' as $$
+declare
+  v_most int := coalesce((select u.running_limit from public.users u where u.id = p_consumer), (p_settings -> 'running_limit')::int);
+  v_runs int;
+begin
+  select count(*) into v_runs
+  from (select from infernet.live_attempts a where a.consumer_id = p_consumer limit v_most) a;
+  return v_most - v_runs;
 end $$;
 
 -- Gives a queued job to the best node that is free; null when there is none. The caller has locked
--- the job's row. p_wait: wait for a slot that is just changing hands (see take_slot).
-create function infernet.assign_job(p_job uuid, p_wait boolean, p_at_submit boolean default false) returns uuid
+-- the job's row. p_wait: wait for a slot that is just changing hands (see take_first).
+create function infernet.assign_job(p_job uuid, p_wait boolean) returns uuid
 language plpgsql security definer set search_path = '' as $$
 declare
-  v_job   public.jobs;
-  v_offer uuid;
+  v_settings jsonb := infernet.settings_now();
+  v_job      public.jobs;
+  v_choice   infernet.choice;
+  v_offer    uuid;
 begin
   select * into strict v_job from public.jobs j where j.id = p_job;
-  if v_job.state <> 'queued' or v_job.deadline_at <= infernet.clock() then
+  if v_job.state <> 'queued' or v_job.deadline_at <= infernet.clock() or v_job.start_at > infernet.clock()
+     or infernet.room_to_run(v_job.consumer_id, v_settings) <= 0 then
     return null;
   end if;
-  for v_offer in select * from infernet.candidates(v_job, 8) loop
-    if infernet.take_slot(v_offer, p_wait) then
-      return infernet.make_attempt(v_job, v_offer, p_at_submit);
-    end if;
-  end loop;
-  return null;
+  v_choice := infernet.candidates(v_job, v_settings);
+  v_offer := infernet.take_first(v_choice.offers[1:8], p_wait);
+  if v_offer is null then
+    return null;
+  end if;
+  return (infernet.give_jobs(array[p_job], v_offer, v_settings, v_choice.record || '{"by": "score"}'))[1];
 end $$;
 
--- Gives the next queued job to an offer whose slot has become free; null when none fits. p_wait as
--- in take_slot; jobs that somebody else is just looking at are skipped.
-create function infernet.fill_slot(p_offer uuid, p_wait boolean) returns uuid
+-- The next jobs of the line that an offer can take, locked: of line_window waiting jobs at most, and
+-- without consumers who may run no more.
+create function infernet.next_ids(p_offer public.offers, p_count int, p_settings jsonb) returns uuid[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_now       timestamptz := infernet.clock();
+  v_window    int := greatest((p_settings -> 'line_window')::int, 2 * p_count);
+  v_jobs      uuid[];
+  v_consumers uuid[];
+  v_ids       uuid[];
+  v_full      uuid[];
+  v_without   uuid[] := '{}'::uuid[];
+begin
+  if p_count <= 0 then
+    return null;
+  end if;
+  for i in 1 .. 4 loop
+    select array_agg(f.id), array_agg(f.consumer_id) into v_jobs, v_consumers
+    from (
+      select j.id, j.consumer_id
+      from (select q.* from infernet.queue q
+            where q.model_id = p_offer.model_id and q.ready_at is null
+            order by q.priority desc, q.tag, q.job_id limit v_window) q
+      join public.jobs j on j.id = q.job_id
+      where j.state = 'queued' and q.deadline_at > v_now
+        and infernet.price(p_offer.price_input, p_offer.price_output, p_offer.price_second,
+                           q.input_bound, q.max_tokens, q.max_seconds) <= q.price_cap
+        and q.min_vram_gb <= p_offer.vram_gb and q.labels <@ p_offer.labels
+        and (q.region is null or q.region = p_offer.region)
+        and p_offer.provider_id <> all (q.exclude) and q.consumer_id <> all (v_without)
+        and (q.retry_after is null or q.retry_after <= v_now or p_offer.provider_id <> all (q.failed_on))
+      order by q.priority desc, q.tag, q.job_id
+      limit p_count for update of j skip locked) f;
+    exit when v_jobs is null;
+    select array_agg(r.id order by r.turn) filter (where r.n <= c.room), array_agg(distinct r.consumer_id) filter (where r.n > c.room)
+    into v_ids, v_full
+    from (select u.id, u.consumer_id, u.turn, row_number() over (partition by u.consumer_id order by u.turn) as n
+          from unnest(v_jobs, v_consumers) with ordinality as u (id, consumer_id, turn)) r
+    join (select d.id, infernet.room_to_run(d.id, p_settings) as room
+          from (select distinct u.id from unnest(v_consumers) as u (id)) d) c on c.id = r.consumer_id;
+    exit when v_ids is not null;
+    v_without := v_without || v_full;
+  end loop;
+  return v_ids;
+end $$;
+
+-- Gives the next jobs of the line to an offer, at most p_count; returns their attempts. p_wait as in
+-- take_first; jobs that somebody else is just looking at are skipped. p_held: so many slots are the
+-- caller's own, who passes them on, takes no other, and gives back those for which there is no job.
+create function infernet.fill_offer(p_offer uuid, p_count int, p_wait boolean, p_held int, p_settings jsonb) returns uuid[]
 language plpgsql security definer set search_path = '' as $$
 declare
   v_now   timestamptz := infernet.clock();
-  v_offer record;
-  v_job   public.jobs;
+  v_offer public.offers;
+  v_free  int;
+  v_ids   uuid[];
 begin
-  select o.id, o.model_id, o.provider_id, o.price_input, o.price_output into v_offer
-  from public.offers o
-  join public.node_liveness n on n.node_id = o.provider_id
-  join infernet.offer_load l on l.offer_id = o.id
-  where o.id = p_offer and o.enabled and o.approved and n.lease_until > v_now and not n.draining and l.busy < l.slots;
-  if not found then
+  select o.* into v_offer from public.offers o join public.node_liveness n on n.node_id = o.provider_id
+  where o.id = p_offer and o.enabled and o.approved and n.lease_until > v_now and not n.draining
+    and exists (select from infernet.queue q where q.model_id = o.model_id and q.ready_at is null);
+  if found then
+    select l.slots - l.busy + p_held into v_free from infernet.offer_load l where l.offer_id = p_offer;
+    v_ids := infernet.next_ids(v_offer, least(p_count, v_free), p_settings);
+  end if;
+  if p_held > coalesce(cardinality(v_ids), 0) then
+    update infernet.offer_load set busy = busy - (p_held - coalesce(cardinality(v_ids), 0)) where offer_id = p_offer;
+  elsif p_held = 0 and v_ids is not null then
+    v_ids := v_ids[1 : infernet.take_slots(p_offer, cardinality(v_ids), p_wait)];
+  end if;
+  if coalesce(cardinality(v_ids), 0) = 0 then
     return null;
   end if;
-  select j.* into v_job from public.jobs j
-  where j.state = 'queued' and j.model_id = v_offer.model_id and j.deadline_at > v_now
-    and infernet.price(v_offer.price_input, v_offer.price_output, j.input_bound, j.max_tokens) <= j.price_cap
-    and (j.retry_after is null or j.retry_after <= v_now or v_offer.provider_id <> all (j.failed_on))
-  order by j.priority desc, j.created_at
-  limit 1 for update skip locked;
-  if not found or not infernet.take_slot(p_offer, p_wait) then
-    return null;
-  end if;
-  return infernet.make_attempt(v_job, p_offer, false);
+  return infernet.give_jobs(v_ids, p_offer, p_settings, '{"by": "line"}');
 end $$;
 
 -- An attempt as its node is told of it: ids, never the input. Volatile, so that it sees an attempt
 -- which the same expression has just made.
 create function infernet.offered(p_attempt uuid) returns jsonb
-language sql volatile security definer set search_path = '' as $$
-  select jsonb_build_object('attempt', a.id, 'job', a.job_id, 'model', j.model_name, 'kind', j.kind, 'offered_at', a.offered_at)
-  from public.job_attempts a join public.jobs j on j.id = a.job_id where a.id = p_attempt
-$$;
+language plpgsql volatile security definer set search_path = '' as $$
+begin
+  return (select jsonb_build_object('attempt', a.id, 'job', a.job_id, 'model', j.model_name, 'kind', j.kind, 'offered_at', a.offered_at)
+          from public.job_attempts a join public.jobs j on j.id = a.job_id where a.id = p_attempt);
+end $$;
 
 -- ---------------------------------------------------------------- ends of attempts without a result
 
@@ -118,19 +263,35 @@ $$;
 -- the order of locks.
 create function infernet.close_attempt(p_attempt uuid, p_state public.attempt_state, p_code text, p_message text)
 returns void
-language sql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_job uuid;
+begin
   update public.job_attempts set state = p_state, ended_at = infernet.clock(), error_code = p_code, error = left(p_message, 1000)
-  where id = p_attempt and state in ('offered', 'running')
-$$;
+  where id = p_attempt and state in ('offered', 'running') returning job_id into v_job;
+  delete from infernet.live_attempts where job_id = v_job;
+end $$;
 
--- Ends a job without anything to pay: its hold goes back. Safe to repeat.
+-- Ends a job without anything to pay: its part of the hold goes back. Safe to repeat. The caller holds
+-- the job's row.
 create function infernet.end_job(p_job uuid, p_state public.job_state, p_code text, p_message text) returns void
 language plpgsql security definer set search_path = '' as $$
+declare
+  v_job public.jobs;
 begin
+  select * into strict v_job from public.jobs j where j.id = p_job;
+  if v_job.state in ('completed', 'failed', 'cancelled', 'expired') then
+    return;
+  end if;
+  if v_job.state <> 'unpaid' then
+    perform infernet.release_hold(v_job);
+  end if;
   update public.jobs set state = p_state, ended_at = infernet.clock(), error_code = p_code, error = left(p_message, 1000)
-  where id = p_job and state not in ('completed', 'failed', 'cancelled', 'expired');
-  if found then
-    perform infernet.release_hold(p_job);
+  where id = p_job;
+  delete from infernet.queue where job_id = p_job;
+  if p_state in ('failed', 'expired') then
+    insert into infernet.failed_jobs (job_id, consumer_id, failed_at) values (p_job, v_job.consumer_id, infernet.clock())
+    on conflict (job_id) do update set failed_at = excluded.failed_at;
   end if;
 end $$;
 
@@ -142,11 +303,13 @@ create function infernet.abandon_attempt(
   p_counts boolean, p_final boolean) returns public.job_state
 language plpgsql security definer set search_path = '' as $$
 declare
-  v_now timestamptz := infernet.clock();
-  v_job public.jobs;
+  v_settings jsonb := infernet.settings_now();
+  v_now      timestamptz := infernet.clock();
+  v_job      public.jobs;
 begin
   select * into strict v_job from public.jobs j where j.id = p_attempt.job_id;
   perform infernet.close_attempt(p_attempt.id, p_state, p_code, p_message);
+  perform infernet.note_outcome(p_attempt, v_job.consumer_id, p_code, null, null);
   if v_job.state = 'cancelling' then
     perform infernet.end_job(v_job.id, 'cancelled', 'cancelled', 'Cancelled; the node delivered nothing that counts.');
   elsif v_job.deadline_at <= v_now then
@@ -157,8 +320,10 @@ begin
     update public.jobs set state = 'queued',
       attempts = attempts - case when p_counts then 0 else 1 end,
       failed_on = case when p_attempt.provider_id = any (failed_on) then failed_on else failed_on || p_attempt.provider_id end,
-      retry_after = v_now + infernet.setting_secs('retry_secs') * (2 ^ (v_job.attempts - 1))::double precision
+      retry_after = v_now + least(infernet.secs(v_settings, 'retry_secs') * (2 ^ greatest(v_job.attempts - 1, 0))::double precision,
+                                  infernet.secs(v_settings, 'retry_secs_max'))
     where id = v_job.id;
+    perform infernet.enqueue(array[v_job.id], true);
     perform infernet.release_slot(p_attempt.offer_id);
     perform infernet.assign_job(v_job.id, false);
     return (select j.state from public.jobs j where j.id = v_job.id);

@@ -1,46 +1,81 @@
--- What a consumer calls: submit, look, cancel, and its balance.
+-- What a consumer calls: submit, look, cancel, retry what failed, and its balance.
 
 -- Why a queued job waits, in a word and a sentence.
 create function infernet.waiting(p_job public.jobs) returns jsonb
 language plpgsql stable security definer set search_path = '' as $$
 declare
-  v_quote record;
+  v_settings jsonb := infernet.settings_now();
+  v_quote    record;
+  v_row      infernet.queue;
+  v_ahead    bigint;
 begin
   if p_job.state <> 'queued' then
     return null;
   end if;
-  select * into v_quote from infernet.quote(p_job.model_id, p_job.input_bound, p_job.max_tokens);
+  select * into v_row from infernet.queue q where q.job_id = p_job.id;
+  if v_row.ready_at is not null then
+    return jsonb_build_object('code', 'delayed', 'message', format('It starts at %s at the earliest.', infernet.time_text(v_row.ready_at)));
+  end if;
+  select * into v_quote from infernet.quote(p_job.model_id, p_job.input_bound, p_job.max_tokens, p_job.max_seconds);
   if v_quote.online = 0 then
     return jsonb_build_object('code', 'no_node_online',
-      'message', format('No node that serves %s is online. The job waits until %s.', p_job.model_name,
-                        to_char(p_job.deadline_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')));
+      'message', format('No node that serves %s is online. The job waits until %s.', p_job.model_name, infernet.time_text(p_job.deadline_at)));
   elsif cardinality(p_job.failed_on) > 0 then
     return jsonb_build_object('code', 'retrying', 'message', 'An attempt failed; the job waits for its next one.');
+  elsif infernet.room_to_run(p_job.consumer_id, v_settings) <= 0 then
+    return jsonb_build_object('code', 'running_limit', 'message', 'As many of your jobs run as may run at a time.');
   end if;
-  return jsonb_build_object('code', 'all_busy', 'message', format('All nodes that serve %s within the cap are busy.', p_job.model_name));
+  select count(*) into v_ahead from (
+    select from infernet.queue q
+    where q.model_id = v_row.model_id and q.ready_at is null
+      and (q.priority > v_row.priority or (q.priority = v_row.priority and (q.tag, q.job_id) < (v_row.tag, v_row.job_id)))
+    limit 100) q;
+  return jsonb_build_object('code', 'all_busy', 'ahead', v_ahead,
+    'message', format('All nodes that serve %s and fit are busy; %s are ahead in the line.', p_job.model_name,
+                      case when v_ahead = 100 then '100 jobs or more' else v_ahead || ' jobs' end));
 end $$;
 
+create function infernet.time_text(p_at timestamptz) returns text
+language sql immutable parallel safe
+return to_char(p_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"');
+
 -- A job as its consumer sees it (docs/protocol.md).
+create function infernet.job_answer(p_job public.jobs, p_contents public.job_contents) returns jsonb
+language plpgsql volatile security definer set search_path = '' as $$
+declare
+  v_attempt public.job_attempts;
+begin
+  if p_job.attempt_id is not null then
+    select * into v_attempt from public.job_attempts a where a.id = p_job.attempt_id;
+  end if;
+  return jsonb_build_object(
+    'id', p_job.id, 'state', p_job.state, 'kind', p_job.kind, 'model', p_job.model_name, 'title', p_job.title,
+    'topic', 'job:' || p_job.consumer_id || ':' || p_job.id, 'batch', p_job.batch_id, 'priority', p_job.priority,
+    'attempt', case when v_attempt.id is not null then jsonb_build_object(
+      'id', v_attempt.id, 'number', v_attempt.number, 'state', v_attempt.state, 'offset', 0,
+      'node', jsonb_build_object('id', v_attempt.provider_id, 'name', v_attempt.provider_name)) end,
+    'attempts', p_job.attempts, 'max_attempts', p_job.max_attempts,
+    'held', infernet.usd(p_job.price_cap), 'cost', infernet.usd(p_job.cost),
+    'usage', case when p_job.seconds is not null then jsonb_build_object('seconds', p_job.seconds)
+                  when p_job.output_tokens is not null
+                  then jsonb_build_object('input_tokens', p_job.input_tokens, 'output_tokens', p_job.output_tokens) end,
+    'input_sha256', p_contents.input_sha256, 'output', p_contents.output, 'output_sha256', p_contents.output_sha256,
+    'finish', p_job.finish,
+    'error', case when p_job.error_code is not null then jsonb_build_object('code', p_job.error_code, 'message', p_job.error) end,
+    'waiting', case when p_job.state = 'queued' then infernet.waiting(p_job) end, 'receipt', case when v_attempt.state = 'completed' then v_attempt.receipt end,
+    'created_at', p_job.created_at, 'started_at', p_job.started_at, 'ended_at', p_job.ended_at, 'deadline_at', p_job.deadline_at);
+end $$;
+
 create function infernet.job_json(p_job uuid) returns jsonb
-language sql volatile security definer set search_path = '' as $$
-  select jsonb_build_object(
-    'id', j.id, 'state', j.state, 'kind', j.kind, 'model', j.model_name, 'title', j.title,
-    'topic', 'job:' || j.consumer_id || ':' || j.id,
-    'attempt', (select jsonb_build_object('id', a.id, 'number', a.number, 'state', a.state, 'offset', 0,
-                                          'node', jsonb_build_object('id', a.provider_id, 'name', a.provider_name))
-                from public.job_attempts a where a.job_id = j.id order by a.number desc limit 1),
-    'attempts', j.attempts, 'max_attempts', j.max_attempts,
-    'held', infernet.usd(j.price_cap), 'cost', infernet.usd(j.cost),
-    'usage', case when j.output_tokens is not null
-                  then jsonb_build_object('input_tokens', j.input_tokens, 'output_tokens', j.output_tokens) end,
-    'input_sha256', c.input_sha256, 'output', c.output, 'output_sha256', c.output_sha256, 'finish', j.finish,
-    'error', case when j.error_code is not null then jsonb_build_object('code', j.error_code, 'message', j.error) end,
-    'waiting', infernet.waiting(j),
-    'receipt', (select a.receipt from public.job_attempts a where a.job_id = j.id and a.state = 'completed'),
-    'created_at', j.created_at, 'started_at', j.started_at, 'ended_at', j.ended_at, 'deadline_at', j.deadline_at)
-  from public.jobs j left join public.job_contents c on c.job_id = j.id
-  where j.id = p_job
-$$;
+language plpgsql volatile security definer set search_path = '' as $$
+declare
+  v_job      public.jobs;
+  v_contents public.job_contents;
+begin
+  select * into v_job from public.jobs j where j.id = p_job;
+  select * into v_contents from public.job_contents c where c.job_id = p_job;
+  return infernet.job_answer(v_job, v_contents);
+end $$;
 
 -- The caller's own job; somebody else's is not there.
 create function infernet.own_job(p_job uuid, p_consumer uuid, p_lock boolean) returns public.jobs
@@ -59,66 +94,89 @@ begin
   return v_job;
 end $$;
 
--- Takes a job: checks it, sets its cap aside, and gives it to a node if one is free. The id is the
--- client's: the same job submitted again answers as it stands, another one under the same id is refused.
-create function infernet.submit_job(
-  p_id uuid, p_model text, p_input jsonb, p_kind text, p_max_tokens int, p_max_cost numeric,
-  p_deadline_secs int, p_title text) returns jsonb
-language plpgsql security definer set search_path = '' as $$
+-- A job's needs, checked, into the row that is being made of it.
+create function infernet.put_needs(p_job public.jobs, p_needs jsonb) returns public.jobs
+language plpgsql stable set search_path = '' as $$
 declare
-  v_now      timestamptz := infernet.clock();
-  v_consumer uuid := infernet.require_user();
-  v_digest   bytea := sha256(convert_to(concat_ws('|', p_model, p_kind, p_max_tokens, p_max_cost, p_deadline_secs,
-                                                  p_title, p_input::text), 'UTF8'));
-  v_known    public.jobs;
-  v_model    public.models;
-  v_input    int;
-  v_output   int;
-  v_quote    record;
-  v_cap      numeric(38,12);
-  v_deadline int;
+  v_key text;
 begin
-  if p_id is null then
-    perform infernet.refuse(422, 'bad_input', 'A job needs an id.', 'Make a UUID (version 7) for it.');
+  if jsonb_typeof(p_needs) <> 'object' or octet_length(p_needs::text) > 4096 then
+    perform infernet.refuse(422, 'bad_needs', 'The needs must be a JSON object of at most 4 KB.');
   end if;
-  select * into v_known from public.jobs j where j.id = p_id;
-  if found then
-    return infernet.repeated_submit(v_known, v_consumer, v_digest);
+  select min(k) into v_key from jsonb_object_keys(p_needs) k where k not in ('vram_gb', 'labels', 'region', 'prefer', 'exclude');
+  if v_key is not null then
+    perform infernet.refuse(422, 'bad_needs', format('A job cannot need %s.', left(v_key, 40)),
+      'Needs are vram_gb, labels, region, prefer and exclude.');
   end if;
-
-  v_model := infernet.find_model(p_model);
-  perform infernet.check_input(p_kind, p_input);
-  v_input := infernet.input_bound(p_input);
-  v_output := infernet.output_bound(p_max_tokens);
-  v_deadline := coalesce(p_deadline_secs, infernet.setting_int('deadline_secs'));
-  if v_deadline not between 1 and infernet.setting_int('deadline_secs_max') then
-    perform infernet.refuse(422, 'bad_input',
-      format('A deadline is 1 to %s seconds away.', infernet.setting_int('deadline_secs_max')));
-  elsif length(p_title) > 200 then
-    perform infernet.refuse(422, 'bad_input', 'A title has at most 200 characters.');
+  begin
+    p_job.min_vram_gb := coalesce((p_needs ->> 'vram_gb')::int, 0);
+    p_job.labels := array(select jsonb_array_elements_text(p_needs -> 'labels'));
+    p_job.region := p_needs ->> 'region';
+    p_job.prefer := array(select jsonb_array_elements_text(p_needs -> 'prefer')::uuid);
+    p_job.exclude := array(select jsonb_array_elements_text(p_needs -> 'exclude')::uuid);
+  exception when invalid_text_representation or invalid_parameter_value or numeric_value_out_of_range then
+    perform infernet.refuse(422, 'bad_needs', format('The needs cannot be read: %s.', sqlerrm));
+  end;
+  if p_job.min_vram_gb < 0 or cardinality(p_job.labels) > 32 or cardinality(p_job.prefer) > 32 or cardinality(p_job.exclude) > 32 then
+    perform infernet.refuse(422, 'bad_needs', 'At most 32 labels, preferred and excluded nodes are taken, and no negative memory.');
   end if;
-  select * into v_quote from infernet.quote(v_model.id, v_input, v_output);
-  v_cap := infernet.job_cap(p_max_cost, v_quote.lowest, v_model.name);
-
-  insert into public.jobs (id, consumer_id, title, kind, state, model_id, model_name, input_bound, max_tokens, price_cap,
-                           digest, max_attempts, deadline_at, payment_offer, created_at)
-  values (p_id, v_consumer, p_title, p_kind::public.job_kind, 'queued', v_model.id, v_model.name, v_input, v_output, v_cap,
-          v_digest, infernet.setting_int('max_attempts'), v_now + make_interval(secs => v_deadline), v_cap, v_now)
-  on conflict (id) do nothing;
-  if not found then
-    select * into strict v_known from public.jobs j where j.id = p_id;
-    return infernet.repeated_submit(v_known, v_consumer, v_digest);
-  end if;
-  insert into public.job_contents (job_id, input, input_sha256)
-  values (p_id, p_input, encode(sha256(convert_to(p_input::text, 'UTF8')), 'hex'));
-  perform infernet.hold(p_id, v_consumer, v_cap);
-  perform infernet.lazy_tick();
-  perform infernet.assign_job(p_id, true, true);
-  return infernet.job_json(p_id) || '{"created": true}';
+  return p_job;
 end $$;
 
--- What a job may cost: the consumer's maximum, or a multiple of the lowest quote.
-create function infernet.job_cap(p_max_cost numeric, p_lowest numeric, p_model text) returns numeric
+-- The row of a job that its consumer may submit, all but its id, its input's bounds, its hold and its cap.
+create function infernet.draft_job(
+  p_settings jsonb, p_user public.users, p_model public.models, p_kind text, p_max_tokens int, p_max_seconds int,
+  p_deadline_secs int, p_title text, p_needs jsonb, p_priority int, p_delay_secs int) returns public.jobs
+language plpgsql volatile security definer set search_path = '' as $$
+declare
+  v_now      timestamptz := infernet.clock();
+  v_job      public.jobs;
+  v_deadline int := coalesce(p_deadline_secs, (p_settings -> 'deadline_secs')::int);
+  v_delay    int := coalesce(p_delay_secs, 0);
+begin
+  if v_deadline not between 1 and (p_settings -> 'deadline_secs_max')::int then
+    perform infernet.refuse(422, 'bad_input', format('A deadline is 1 to %s seconds away.', p_settings ->> 'deadline_secs_max'));
+  elsif v_delay not between 0 and (p_settings -> 'delay_secs_max')::int then
+    perform infernet.refuse(422, 'bad_input', format('A job may be delayed by 0 to %s seconds.', p_settings ->> 'delay_secs_max'));
+  elsif length(p_title) > 200 then
+    perform infernet.refuse(422, 'bad_input', 'A title has at most 200 characters.');
+  elsif coalesce(p_priority, 0) not between -9 and p_user.priority_max then
+    perform infernet.refuse(422, 'bad_priority', format('Your jobs'' priority may be -9 to %s.', p_user.priority_max),
+      'A higher one is given by the operator of this control plane.');
+  elsif p_model.is_image <> (p_kind = 'container') then
+    perform infernet.refuse(422, 'bad_input', format('%s is %s.', p_model.name, case when p_model.is_image
+      then 'an image, which runs in jobs of kind container' else 'a model, which no container job runs' end));
+  end if;
+  v_job.consumer_id := p_user.id;
+  v_job.title := p_title;
+  v_job.kind := p_kind::public.job_kind;
+  v_job.state := 'queued';
+  v_job.model_id := p_model.id;
+  v_job.model_name := p_model.name;
+  v_job.max_tokens := case when p_kind = 'container' then 0 else infernet.output_bound(p_settings, p_kind, p_max_tokens) end;
+  v_job.max_seconds := case when p_kind = 'container' then infernet.output_bound(p_settings, p_kind, p_max_seconds) else 0 end;
+  v_job.priority := coalesce(p_priority, 0);
+  v_job.min_vram_gb := 0;
+  v_job.labels := '{}';
+  v_job.prefer := '{}';
+  v_job.exclude := '{}';
+  v_job.failed_on := '{}';
+  if coalesce(p_needs, '{}') <> '{}' then
+    v_job := infernet.put_needs(v_job, p_needs);
+  end if;
+  v_job.attempts := 0;
+  v_job.max_attempts := (p_settings -> 'max_attempts')::int;
+  v_job.start_at := case when v_delay > 0 then v_now + make_interval(secs => v_delay) end;
+  v_job.deadline_secs := v_deadline;
+  v_job.deadline_at := v_now + make_interval(secs => v_delay + v_deadline);
+  v_job.payment_status := 'paid';
+  v_job.events := 0;
+  v_job.created_at := v_now;
+  return v_job;
+end $$;
+
+-- Refuses a maximum cost that is none, or lies below what everybody asks (p_lowest; null when nobody asks).
+create function infernet.check_cap(p_max_cost numeric, p_lowest numeric, p_model text) returns void
 language plpgsql stable set search_path = '' as $$
 begin
   if p_max_cost is null and p_lowest is null then
@@ -132,7 +190,90 @@ begin
              infernet.usd(p_max_cost), infernet.usd(p_lowest)),
       'Raise the maximum cost, or lower the number of tokens.');
   end if;
-  return coalesce(round(p_max_cost, 12), round(p_lowest * infernet.setting_number('cap_factor'), 12));
+end $$;
+
+-- Refuses more waiting jobs than a consumer may have.
+create function infernet.check_queued_limit(p_user public.users, p_settings jsonb, p_more int) returns void
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_most int := coalesce(p_user.queued_limit, (p_settings -> 'queued_limit')::int);
+begin
+  if p_more > v_most or exists (select from infernet.queue q where q.consumer_id = p_user.id offset v_most - p_more limit 1) then
+    perform infernet.refuse(429, 'queue_full', format('At most %s of your jobs may wait at a time.', v_most),
+      'Wait until some have started, or cancel some.');
+  end if;
+end $$;
+
+-- Takes a job: checks it, sets its cap aside, and gives it to a node if one is free. The id is the
+-- client's: the same job submitted again answers as it stands, another one under the same id is refused.
+create function infernet.submit_job(
+  p_id uuid, p_model text, p_input jsonb, p_kind text, p_max_tokens int, p_max_cost numeric, p_deadline_secs int, p_title text,
+  p_needs jsonb, p_priority int, p_delay_secs int, p_max_seconds int) returns jsonb
+language plpgsql security definer set search_path = ''
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+declare
+  v_user     public.users := infernet.calling_user();
+  v_settings jsonb := infernet.settings_now();
+  v_digest   bytea := sha256(convert_to(jsonb_build_array(p_model, p_kind, p_max_tokens, p_max_cost, p_deadline_secs, p_title,
+                                                          p_input, p_needs, p_priority, p_delay_secs, p_max_seconds)::text, 'UTF8'));
+  v_model    public.models;
+  v_job      public.jobs;
+  v_contents public.job_contents;
+  v_choice   infernet.choice;
+  v_offer    uuid;
+begin
+  if p_id is null then
+    perform infernet.refuse(422, 'bad_input', 'A job needs an id.', 'Make a UUID (version 7) for it.');
+  end if;
+  select * into v_job from public.jobs j where j.id = p_id;
+  if found then
+    return infernet.repeated_submit(v_job, v_user.id, v_digest);
+  end if;
+  perform infernet.lazy_tick();
+  v_model := infernet.find_model(p_model);
+  perform infernet.check_input(v_settings, p_kind, p_input);
+  v_job := infernet.draft_job(v_settings, v_user, v_model, p_kind, p_max_tokens, p_max_seconds, p_deadline_secs, p_title,
+                              p_needs, p_priority, p_delay_secs);
+  v_job.id := p_id;
+  v_job.hold_id := p_id;
+  v_job.digest := v_digest;
+  v_job.input_bound := case when p_kind = 'container' then 0 else infernet.input_bound(v_settings, p_input) end;
+  v_job.price_cap := round(p_max_cost, 12);
+  v_choice := infernet.candidates(v_job, v_settings);
+  if p_max_cost < v_choice.lowest then
+    -- Of a much offered model only a part was looked at.
+    v_choice.lowest := (select q.lowest from infernet.quote(v_model.id, v_job.input_bound, v_job.max_tokens, v_job.max_seconds) q);
+  end if;
+  perform infernet.check_cap(p_max_cost, v_choice.lowest, v_model.name);
+  v_job.price_cap := coalesce(v_job.price_cap, v_choice.cap);
+  v_job.payment_offer := v_job.price_cap;
+
+  -- From here on in the order of locks: the accounts, a slot, and then only what is new.
+  if not infernet.hold(p_id, v_user.id, v_job.price_cap, 1, p_id) then
+    select * into strict v_job from public.jobs j where j.id = p_id;
+    return infernet.repeated_submit(v_job, v_user.id, v_digest);
+  end if;
+  if v_job.start_at is null and infernet.room_to_run(v_user.id, v_settings) > 0 then
+    v_offer := infernet.take_first(v_choice.offers[1:8], true);
+    if v_offer is not null then
+      v_job.state := 'assigned';
+      v_job.attempts := 1;
+      v_job.attempt_id := gen_random_uuid();
+    end if;
+  end if;
+  insert into public.jobs select v_job.*;
+  v_contents.job_id := p_id;
+  v_contents.input := p_input;
+  v_contents.input_sha256 := encode(sha256(convert_to(p_input::text, 'UTF8')), 'hex');
+  insert into public.job_contents select v_contents.*;
+  if v_job.state = 'assigned' then
+    perform infernet.write_attempts(array[v_job.attempt_id], array[p_id], array[v_user.id], v_offer, v_settings,
+                                    v_choice.record || '{"by": "score"}', true);
+  else
+    perform infernet.check_queued_limit(v_user, v_settings, 1);
+    perform infernet.enqueue(array[p_id], false);
+  end if;
+  return infernet.job_answer(v_job, v_contents) || '{"created": true}';
 end $$;
 
 create function infernet.repeated_submit(p_known public.jobs, p_consumer uuid, p_digest bytea) returns jsonb
@@ -155,10 +296,12 @@ end $$;
 -- Stops a job. What waits or has not started ends at once and costs nothing; what runs is told to
 -- stop, and what it has delivered until then is paid. Safe to repeat; an ended job stays as it is.
 create function infernet.cancel_job(p_job uuid) returns jsonb
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = ''
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
-  v_job     public.jobs := infernet.own_job(p_job, infernet.require_user(), true);
-  v_attempt public.job_attempts;
+  v_settings jsonb := infernet.settings_now();
+  v_job      public.jobs := infernet.own_job(p_job, infernet.require_user(), true);
+  v_attempt  public.job_attempts;
 begin
   case v_job.state
     when 'unpaid', 'queued' then
@@ -169,12 +312,78 @@ begin
       perform infernet.close_attempt(v_attempt.id, 'cancelled', 'cancelled', 'Cancelled before it started.');
       perform infernet.end_job(p_job, 'cancelled', 'cancelled', 'Cancelled before it started.');
       perform infernet.release_slot(v_attempt.offer_id);
-      perform infernet.fill_slot(v_attempt.offer_id, true);
+      perform infernet.fill_offer(v_attempt.offer_id, 1, true, 0, v_settings);
     when 'running' then
       update public.jobs set state = 'cancelling', cancel_at = infernet.clock() where id = p_job;
+      update infernet.live_attempts set due_at = least(due_at, infernet.clock() + infernet.secs(v_settings, 'cancel_secs'))
+      where job_id = p_job;
     else
       null;
   end case;
+  return infernet.job_json(p_job);
+end $$;
+
+-- ---------------------------------------------------------------- jobs that failed for good
+
+-- One's own jobs that failed for good or expired, newest first, with what each attempt said. p_before: only
+-- those that failed earlier.
+create function infernet.failed_jobs(p_limit int, p_before timestamptz) returns jsonb
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_user uuid := infernet.require_user();
+begin
+  if p_limit is null or p_limit not between 1 and 1000 then
+    perform infernet.refuse(422, 'bad_input', 'A list has 1 to 1000 jobs.');
+  end if;
+  return (select jsonb_build_object('jobs', coalesce(jsonb_agg(jsonb_build_object(
+      'id', j.id, 'state', j.state, 'model', j.model_name, 'title', j.title, 'batch', j.batch_id, 'failed_at', f.failed_at,
+      'error', jsonb_build_object('code', j.error_code, 'message', j.error),
+      'attempts', (select coalesce(jsonb_agg(jsonb_build_object('number', a.number, 'node', a.provider_name, 'state', a.state,
+                     'code', a.error_code, 'message', a.error) order by a.number), '[]')
+                   from public.job_attempts a where a.job_id = j.id)) order by f.failed_at desc, j.id), '[]'))
+    from (select * from infernet.failed_jobs f
+          where f.consumer_id = v_user and (p_before is null or f.failed_at < p_before)
+          order by f.failed_at desc limit p_limit) f
+    join public.jobs j on j.id = f.job_id);
+end $$;
+
+-- Lets a job that failed for good try again, from the start: a new hold of the same cap, all its attempts, the
+-- same time to its deadline. Safe to repeat: a job that is under way again is answered as it stands.
+create function infernet.retry_job(p_job uuid) returns jsonb
+language plpgsql security definer set search_path = ''
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+declare
+  v_now  timestamptz := infernet.clock();
+  v_user public.users := infernet.calling_user();
+  v_job  public.jobs := infernet.own_job(p_job, v_user.id, true);
+  v_hold uuid := infernet.derived_id(p_job, 'hold after ' || v_job.hold_id);
+begin
+  if v_job.state in ('unpaid', 'queued', 'assigned', 'running') then
+    return infernet.job_json(p_job);
+  elsif not exists (select from infernet.failed_jobs f where f.job_id = p_job) then
+    perform infernet.refuse(409, 'not_failed', format('Job %s is %s.', p_job, v_job.state),
+      'Only a job that failed or expired, and was not discarded, can be tried again.');
+  elsif exists (select from public.job_contents c where c.job_id = p_job and c.input is null) then
+    perform infernet.refuse(409, 'forgotten', 'The prompt of this job has been deleted.', 'Submit it as a new job.');
+  end if;
+  perform infernet.check_queued_limit(v_user, infernet.settings_now(), 1);
+  perform infernet.hold(v_hold, v_user.id, v_job.price_cap, 1, p_job);
+  delete from infernet.failed_jobs where job_id = p_job;
+  update public.jobs set state = 'queued', hold_id = v_hold, attempts = 0, failed_on = '{}', retry_after = null, start_at = null,
+    deadline_at = v_now + make_interval(secs => v_job.deadline_secs), ended_at = null, cancel_at = null,
+    error_code = null, error = null
+  where id = p_job;
+  perform infernet.enqueue(array[p_job], false);
+  perform infernet.assign_job(p_job, true);
+  return infernet.job_json(p_job);
+end $$;
+
+-- Takes a job off the list of those that failed for good. Its record stays. Safe to repeat.
+create function infernet.discard_job(p_job uuid) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+begin
+  perform infernet.own_job(p_job, infernet.require_user(), true);
+  delete from infernet.failed_jobs where job_id = p_job;
   return infernet.job_json(p_job);
 end $$;
 

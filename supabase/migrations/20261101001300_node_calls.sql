@@ -3,16 +3,11 @@
 
 -- The share of the Realtime budget that one stream gets, messages a second: (0.6 x limit - wake-ups) / (2 x live
 -- streams), because each message counts once sent and once delivered. The tick measures both.
-create function infernet.stream_share(p_set jsonb, p_pulse infernet.pulse) returns numeric
-language sql immutable parallel safe as $$
-  select round(greatest(0, (0.6 * (p_set ->> 'realtime_messages_per_second')::numeric - (p_pulse).wakeups_per_second)
-                           / (2 * greatest(1, (p_pulse).live_streams))), 2)
-$$;
-
 create function infernet.stream_rate() returns numeric
-language sql stable security definer set search_path = '' as $$
-  select infernet.stream_share(infernet.settings_now(), p) from infernet.pulse p
-$$;
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  return (select p.stream_rate from infernet.pulse p);
+end $$;
 
 -- An inventory as it is kept: the known keys alone, each checked, so that nothing of a stranger's making is
 -- stored or shown. What it does not know it leaves out: a newer agent may say more.
@@ -66,7 +61,8 @@ end $$;
 -- Registers what a node is and what it offers; p_online: and marks it online, as an agent does that is there
 -- to work. An offer that is not named again is switched off. The inventory is coarse on purpose, and bounded.
 create function infernet.register_node(p_inventory jsonb, p_offers jsonb, p_version text, p_online boolean) returns jsonb
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = ''
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
   v_key    infernet.keys;
   v_now    timestamptz := infernet.clock();
@@ -168,19 +164,16 @@ declare
   v_offer  record;
   v_filled boolean := false;
 begin
-  if not exists (select from public.jobs j where j.state = 'queued') then
+  if not exists (select from infernet.queue q where q.ready_at is null) then
     return false;
   end if;
   for v_offer in
     select o.id, l.slots - l.busy as free from public.offers o join infernet.offer_load l on l.offer_id = o.id
     where o.provider_id = p_node and o.enabled and o.approved and l.busy < l.slots
-      and exists (select from public.jobs j where j.state = 'queued' and j.model_id = o.model_id)
+      and exists (select from infernet.queue q where q.model_id = o.model_id and q.ready_at is null)
     order by o.id
   loop
-    for i in 1 .. v_offer.free loop
-      exit when infernet.fill_slot(v_offer.id, false) is null;
-      v_filled := true;
-    end loop;
+    v_filled := infernet.fill_offer(v_offer.id, v_offer.free, false, 0, infernet.settings_now()) is not null or v_filled;
   end loop;
   return v_filled;
 end $$;
@@ -201,8 +194,8 @@ begin
          array_agg(a.id),
          coalesce(bool_or(a.state = 'running' and a.started_at <= p_before and a.id <> all (p_running)), false)
   into v_offered, v_cancel, v_held, forgotten
-  from public.job_attempts a join public.jobs j on j.id = a.job_id
-  where a.provider_id = p_node and a.state in ('offered', 'running');
+  from infernet.live_attempts l join public.job_attempts a on a.id = l.attempt_id join public.jobs j on j.id = l.job_id
+  where l.provider_id = p_node;
   work := jsonb_build_object('attempts', coalesce(v_offered, '[]'), 'cancel', coalesce(v_cancel, '[]'),
     'lost', case when p_running <@ v_held then '[]'
                  else (select coalesce(jsonb_agg(r.id), '[]') from unnest(p_running) as r (id) where r.id <> all (coalesce(v_held, '{}'))) end);
@@ -215,8 +208,9 @@ declare
   v_attempt public.job_attempts;
 begin
   for v_attempt in
-    select a.* from public.job_attempts a join public.jobs j on j.id = a.job_id
-    where a.provider_id = p_node and a.state = 'running' and a.started_at <= p_before and a.id <> all (p_running)
+    select a.* from infernet.live_attempts l join public.job_attempts a on a.id = l.attempt_id join public.jobs j on j.id = l.job_id
+    where l.provider_id = p_node and l.attempt_id <> all (p_running)
+      and a.state = 'running' and a.started_at <= p_before
     order by j.id for update of j skip locked
   loop
     select * into v_attempt from public.job_attempts a where a.id = v_attempt.id and a.state = 'running' for update;
@@ -228,7 +222,8 @@ end $$;
 -- The pulse of a node, and its catch-up: renews all its leases, and returns what it missed. Ten thousand nodes
 -- call it every few seconds: few statements, and nothing done where there is nothing to do.
 create function infernet.heartbeat(p_running uuid[], p_realtime boolean, p_draining boolean) returns jsonb
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = ''
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
   v_now     timestamptz := infernet.clock();
   v_running uuid[] := coalesce(p_running, '{}');
@@ -242,7 +237,7 @@ declare
   v_live    public.node_liveness;
   v_work    record;
 begin
-  select p.id, p.approval in ('pending', 'approved'), p.status, r.value, u.last_tick, infernet.stream_share(r.value, u)
+  select p.id, p.approval in ('pending', 'approved'), p.status, r.value, u.last_tick, u.stream_rate
   into v_node, v_allowed, v_status, v_set, v_ticked, v_rate
   from public.providers p, infernet.settings_row r, infernet.pulse u where p.id = auth.uid();
   if v_allowed is not true then
@@ -270,7 +265,8 @@ end $$;
 -- What is offered to this node now. With p_restart the agent has just started: what it does not name
 -- is lost at once, and goes elsewhere.
 create function infernet.claim_attempts(p_running uuid[], p_restart boolean) returns jsonb
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = ''
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
   v_node    public.providers := infernet.require_provider();
   v_now     timestamptz := infernet.clock();
@@ -287,7 +283,8 @@ end $$;
 
 -- Goes offline: what was offered or runs here is handed back, uncounted, and goes elsewhere.
 create function infernet.leave() returns jsonb
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = ''
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
   v_node    public.providers := infernet.require_provider();
   v_attempt public.job_attempts;
@@ -297,8 +294,8 @@ begin
   where node_id = v_node.id;
   update public.providers set status = 'offline' where id = v_node.id and status <> 'offline';
   for v_attempt in
-    select a.* from public.job_attempts a join public.jobs j on j.id = a.job_id
-    where a.provider_id = v_node.id and a.state in ('offered', 'running') order by j.id for update of j
+    select a.* from infernet.live_attempts l join public.job_attempts a on a.id = l.attempt_id join public.jobs j on j.id = l.job_id
+    where l.provider_id = v_node.id order by j.id for update of j
   loop
     select * into v_attempt from public.job_attempts a
     where a.id = v_attempt.id and a.state in ('offered', 'running') for update;
@@ -322,7 +319,7 @@ begin
   end if;
   return (select jsonb_build_object(
     'node', infernet.node_json(v_key), 'offers', infernet.offers_json(v_key.subject),
-    'running', (select count(*) from public.job_attempts a where a.provider_id = v_key.subject and a.state in ('offered', 'running')),
+    'running', (select count(*) from infernet.live_attempts l where l.provider_id = v_key.subject),
     'earnings', jsonb_build_object(
       'today', infernet.usd(coalesce(sum(a.earned) filter (where a.ended_at >= date_trunc('day', v_now at time zone 'UTC') at time zone 'UTC'), 0)),
       'days30', infernet.usd(coalesce(sum(a.earned) filter (where a.ended_at >= v_now - interval '30 days'), 0)),

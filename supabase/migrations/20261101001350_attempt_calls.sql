@@ -6,47 +6,100 @@ language plpgsql security definer set search_path = '' as $$
 declare
   v_attempt public.job_attempts;
 begin
-  perform from public.jobs j
-  where j.id = (select a.job_id from public.job_attempts a where a.id = p_attempt and a.provider_id = p_node) for update;
-  select * into v_attempt from public.job_attempts a where a.id = p_attempt and a.provider_id = p_node for update;
-  if not found then
+  perform from public.jobs j where j.id = (select a.job_id from public.job_attempts a where a.id = p_attempt) for update;
+  select * into v_attempt from public.job_attempts a where a.id = p_attempt for update;
+  if v_attempt.provider_id is distinct from p_node then
     perform infernet.refuse(404, 'unknown_attempt', format('Attempt %s is not one of this node.', p_attempt));
   end if;
   return v_attempt;
 end $$;
 
--- Starts an offered attempt under a lease that the agent made, and returns the input. The same lease
--- again answers the same; another one is refused, so that two agents with one key cannot both run it.
-create function infernet.start_attempt(p_attempt uuid, p_lease uuid) returns jsonb
+-- Starts offered attempts of a node, each under a lease that the agent made; returns how each stands after
+-- it: started (also when it had been started under the same lease), not_yours (it runs under another
+-- lease, so that two agents with one key cannot both run it), or gone.
+create function infernet.start_all(p_node uuid, p_attempts uuid[], p_leases uuid[])
+returns table (attempt public.job_attempts, job public.jobs, contents public.job_contents, outcome text)
 language plpgsql security definer set search_path = '' as $$
+#variable_conflict use_column
 declare
-  v_node    public.providers := infernet.require_provider();
-  v_now     timestamptz := infernet.clock();
-  v_attempt public.job_attempts;
-  v_job     public.jobs;
+  v_now timestamptz := infernet.clock();
+begin
+  perform from public.jobs j
+  where j.id in (select a.job_id from public.job_attempts a where a.id = any (p_attempts) and a.provider_id = p_node)
+  order by j.id for update;
+  with started as (
+    update public.job_attempts a set state = 'running', lease = p.lease, started_at = v_now
+    from unnest(p_attempts, p_leases) as p (id, lease)
+    where a.id = p.id and a.provider_id = p_node and a.state = 'offered'
+    returning a.job_id)
+  update public.jobs j set state = 'running', started_at = coalesce(j.started_at, v_now) from started s where j.id = s.job_id;
+  return query
+    select a, j, c, case when a.state <> 'running' then 'gone' when a.lease = p.lease then 'started' else 'not_yours' end
+    from unnest(p_attempts, p_leases) with ordinality as p (id, lease, n)
+    join public.job_attempts a on a.id = p.id and a.provider_id = p_node
+    join public.jobs j on j.id = a.job_id
+    join public.job_contents c on c.job_id = j.id
+    order by p.n;
+end $$;
+
+-- What a node must know to run an attempt.
+create function infernet.start_json(
+  p_attempt public.job_attempts, p_job public.jobs, p_contents public.job_contents, p_settings jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = '' as $$
+begin
+  return jsonb_build_object(
+    'attempt', p_attempt.id, 'job', p_job.id, 'lease', p_attempt.lease, 'topic', 'job:' || p_job.consumer_id || ':' || p_job.id,
+    'kind', p_job.kind, 'model', p_job.model_name, 'model_digest', p_attempt.model_digest,
+    'input', p_contents.input, 'input_sha256', p_contents.input_sha256,
+    'max_tokens', p_job.max_tokens, 'max_seconds', p_job.max_seconds, 'output_bytes', (p_settings -> 'output_bytes')::int,
+    'deadline_secs', round(extract(epoch from p_job.deadline_at - infernet.clock()), 3),
+    'price_input', infernet.usd(p_attempt.price_input), 'price_output', infernet.usd(p_attempt.price_output),
+    'price_second', infernet.usd(p_attempt.price_second), 'stream_rate', infernet.stream_rate());
+end $$;
+
+create function infernet.start_attempt(p_attempt uuid, p_lease uuid) returns jsonb
+language plpgsql security definer set search_path = ''
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+declare
+  v_node     public.providers := infernet.require_provider();
+  v_now      timestamptz := infernet.clock();
+  v_attempt  public.job_attempts;
+  v_job      public.jobs;
+  v_contents public.job_contents;
 begin
   if p_lease is null then
     perform infernet.refuse(422, 'bad_input', 'A lease is needed.', 'Make a random UUID for it.');
   end if;
   v_attempt := infernet.lock_attempt(p_attempt, v_node.id);
-  select * into strict v_job from public.jobs j where j.id = v_attempt.job_id;
-  if v_attempt.state = 'running' and v_attempt.lease <> p_lease then
-    perform infernet.refuse(409, 'not_yours', 'This attempt runs under another lease.', 'Another agent uses this node''s key.');
-  elsif v_attempt.state = 'offered' then
-    update public.job_attempts set state = 'running', lease = p_lease, started_at = v_now where id = p_attempt;
-    update public.jobs set state = 'running', started_at = coalesce(started_at, v_now) where id = v_job.id;
+  if v_attempt.state = 'offered' then
+    update public.job_attempts set state = 'running', lease = p_lease, started_at = v_now where id = p_attempt returning * into v_attempt;
+    update public.jobs set state = 'running', started_at = coalesce(started_at, v_now) where id = v_attempt.job_id;
   elsif v_attempt.state <> 'running' then
     perform infernet.refuse(409, 'gone', format('This attempt is %s.', v_attempt.state), 'Drop it.');
+  elsif v_attempt.lease <> p_lease then
+    perform infernet.refuse(409, 'not_yours', 'This attempt runs under another lease.', 'Another agent uses this node''s key.');
   end if;
-  return (select jsonb_build_object(
-    'attempt', v_attempt.id, 'job', v_job.id, 'lease', p_lease, 'topic', 'job:' || v_job.consumer_id || ':' || v_job.id,
-    'kind', v_job.kind, 'model', v_job.model_name, 'model_digest', v_attempt.model_digest,
-    'input', c.input, 'input_sha256', c.input_sha256,
-    'max_tokens', v_job.max_tokens, 'output_bytes', infernet.setting_int('output_bytes'),
-    'deadline_secs', round(extract(epoch from v_job.deadline_at - v_now), 3),
-    'price_input', infernet.usd(v_attempt.price_input), 'price_output', infernet.usd(v_attempt.price_output),
-    'stream_rate', infernet.stream_rate())
-    from public.job_contents c where c.job_id = v_job.id);
+  select * into strict v_job from public.jobs j where j.id = v_attempt.job_id;
+  select * into strict v_contents from public.job_contents c where c.job_id = v_job.id;
+  return infernet.start_json(v_attempt, v_job, v_contents, infernet.settings_now());
+end $$;
+
+-- Starts several attempts at once; each answer is what start_attempt says, or {"attempt","refused"}.
+create function infernet.start_attempts(p_attempts uuid[], p_leases uuid[]) returns jsonb
+language plpgsql security definer set search_path = ''
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+declare
+  v_node     public.providers := infernet.require_provider();
+  v_settings jsonb := infernet.settings_now();
+begin
+  if p_attempts is null or cardinality(p_attempts) > 1000 or cardinality(p_attempts) is distinct from cardinality(p_leases)
+     or array_position(p_leases, null) is not null then
+    perform infernet.refuse(422, 'bad_input', 'At most 1000 attempts are started at once, each with a lease.');
+  end if;
+  return jsonb_build_object('started', (
+    select coalesce(jsonb_agg(case when s.outcome = 'started' then infernet.start_json(s.attempt, s.job, s.contents, v_settings)
+                                   else jsonb_build_object('attempt', (s.attempt).id, 'refused', s.outcome) end), '[]')
+    from infernet.start_all(v_node.id, p_attempts, p_leases) s));
 end $$;
 
 -- Refuses a receipt whose content is not what SQL knows. Its signature is checked by whoever needs to
@@ -61,7 +114,9 @@ declare
     'job', p_job.id, 'attempt', p_attempt.id, 'node', p_public_key, 'model', p_job.model_name,
     'input_sha256', p_input_sha256, 'output_sha256', p_output_sha256, 'finish', p_finish,
     'input_tokens', p_usage -> 'input_tokens', 'output_tokens', p_usage -> 'output_tokens',
-    'price_input', infernet.usd(p_attempt.price_input), 'price_output', infernet.usd(p_attempt.price_output));
+    'price_input', infernet.usd(p_attempt.price_input), 'price_output', infernet.usd(p_attempt.price_output))
+    || case when p_job.kind = 'container' then jsonb_build_object(
+         'seconds', p_usage -> 'seconds', 'price_second', infernet.usd(p_attempt.price_second)) else '{}' end;
   v_wrong    text;
 begin
   if octet_length(p_receipt::text) > 16384 then
@@ -83,67 +138,213 @@ begin
 end $$;
 
 -- What is paid for: no more than was stored, was allowed, or could have been made in the time.
-create function infernet.bounded_usage(p_usage jsonb, p_job public.jobs, p_attempt public.job_attempts, p_output text)
-returns jsonb
+create function infernet.bounded_usage(
+  p_usage jsonb, p_job public.jobs, p_attempt public.job_attempts, p_output text, p_settings jsonb) returns jsonb
 language plpgsql stable set search_path = '' as $$
 declare
   v_seconds numeric := greatest(0, extract(epoch from infernet.clock() - p_attempt.started_at));
 begin
+  if p_job.kind = 'container' then
+    return jsonb_build_object('seconds', least((p_usage ->> 'seconds')::numeric, p_job.max_seconds, ceil(v_seconds))::int);
+  end if;
   return jsonb_build_object(
     'input_tokens', least((p_usage ->> 'input_tokens')::numeric, p_job.input_bound)::int,
     'output_tokens', least((p_usage ->> 'output_tokens')::numeric, p_job.max_tokens, octet_length(p_output),
-                           ceil(v_seconds * infernet.setting_number('tokens_per_second_max')))::int);
+                           ceil(v_seconds * (p_settings -> 'tokens_per_second_max')::numeric))::int);
 end $$;
 
--- Takes an attempt's result, settles it, and returns the node's next attempt. A result that comes
--- late, or under another lease, is kept as evidence and changes nothing; a repeated one answers again.
+-- Refuses a result that is not one: what a call says wrongly about a running attempt.
+create function infernet.check_result(
+  p_job public.jobs, p_output text, p_finish text, p_usage jsonb, p_settings jsonb) returns void
+language plpgsql stable set search_path = '' as $$
+declare
+  v_unit text;
+begin
+  if p_output is null or p_finish is null or p_finish not in ('stop', 'length', 'cancelled') then
+    perform infernet.refuse(422, 'bad_input', 'A completion needs an output, and finish stop, length or cancelled.');
+  elsif octet_length(p_output) > (p_settings -> 'output_bytes')::int then
+    perform infernet.refuse(413, 'output_too_large',
+      format('The output has %s bytes; at most %s are taken.', octet_length(p_output), p_settings ->> 'output_bytes'));
+  elsif p_finish = 'cancelled' and p_job.state <> 'cancelling' then
+    perform infernet.refuse(409, 'not_cancelled', 'Nobody cancelled this job.', 'Report a failure with fail_attempt.');
+  end if;
+  foreach v_unit in array case p_job.kind when 'container' then array['seconds'] else array['input_tokens', 'output_tokens'] end loop
+    if jsonb_typeof(p_usage -> v_unit) is distinct from 'number' or (p_usage ->> v_unit)::numeric < 0 then
+      perform infernet.refuse(422, 'bad_input', case p_job.kind when 'container'
+        then 'The usage needs seconds, a number of at least 0.'
+        else 'The usage needs input_tokens and output_tokens, numbers of at least 0.' end);
+    end if;
+  end loop;
+end $$;
+
+-- Refuses a result that is wrong, and returns what of its usage is paid for.
+create function infernet.judge_result(
+  p_node public.providers, p_attempt public.job_attempts, p_job public.jobs, p_output text, p_sha256 text, p_finish text,
+  p_usage jsonb, p_receipt jsonb, p_settings jsonb) returns jsonb
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_input text;
+begin
+  perform infernet.check_result(p_job, p_output, p_finish, p_usage, p_settings);
+  select c.input_sha256 into strict v_input from public.job_contents c where c.job_id = p_job.id;
+  perform infernet.check_receipt(p_receipt, p_attempt, p_job, p_node.public_key, v_input, p_sha256, p_finish, p_usage);
+  return infernet.bounded_usage(p_usage, p_job, p_attempt, p_output, p_settings);
+end $$;
+
+-- What a usage costs at an attempt's prices.
+create function infernet.usage_cost(p_attempt public.job_attempts, p_usage jsonb) returns numeric
+language sql immutable parallel safe
+return infernet.price(p_attempt.price_input, p_attempt.price_output, p_attempt.price_second,
+  coalesce((p_usage -> 'input_tokens')::bigint, 0), coalesce((p_usage -> 'output_tokens')::bigint, 0),
+  coalesce((p_usage -> 'seconds')::bigint, 0));
+
+-- Takes an attempt's result, settles it, and passes its slot on. A result that comes late, or under another
+-- lease, is kept as evidence and changes nothing; a repeated one answers again.
 create function infernet.complete_attempt(
   p_attempt uuid, p_lease uuid, p_output text, p_finish text, p_usage jsonb, p_receipt jsonb) returns jsonb
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = ''
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
-  v_node    public.providers := infernet.require_provider();
-  v_attempt public.job_attempts := infernet.lock_attempt(p_attempt, v_node.id);
-  v_job     public.jobs;
-  v_sha256  text := encode(sha256(convert_to(coalesce(p_output, ''), 'UTF8')), 'hex');
-  v_usage   jsonb;
-  v_cost    numeric(38,12);
-  v_earned  numeric(38,12);
+  v_settings jsonb := infernet.settings_now();
+  v_now      timestamptz := infernet.clock();
+  v_node     public.providers := infernet.require_provider();
+  v_attempt  public.job_attempts := infernet.lock_attempt(p_attempt, v_node.id);
+  v_sha256   text := encode(sha256(convert_to(coalesce(p_output, ''), 'UTF8')), 'hex');
+  v_job      public.jobs;
+  v_usage    jsonb;
+  v_cost     numeric(38,12);
+  v_earned   numeric(38,12);
+  v_next     uuid[];
 begin
-  select * into strict v_job from public.jobs j where j.id = v_attempt.job_id;
+  select j.* into strict v_job from public.jobs j where j.id = v_attempt.job_id;
   if v_attempt.state <> 'running' or v_attempt.lease is distinct from p_lease then
     return infernet.late_result(v_attempt, v_job, p_lease, v_sha256, p_usage, p_receipt);
   end if;
-  if p_output is null or p_finish is null or p_finish not in ('stop', 'length', 'cancelled') then
-    perform infernet.refuse(422, 'bad_input', 'A completion needs an output, and finish stop, length or cancelled.');
-  elsif octet_length(p_output) > infernet.setting_int('output_bytes') then
-    perform infernet.refuse(413, 'output_too_large',
-      format('The output has %s bytes; at most %s are taken.', octet_length(p_output), infernet.setting_int('output_bytes')));
-  elsif jsonb_typeof(p_usage -> 'input_tokens') is distinct from 'number' or (p_usage ->> 'input_tokens')::numeric < 0
-     or jsonb_typeof(p_usage -> 'output_tokens') is distinct from 'number' or (p_usage ->> 'output_tokens')::numeric < 0 then
-    perform infernet.refuse(422, 'bad_input', 'The usage needs input_tokens and output_tokens, numbers of at least 0.');
-  elsif p_finish = 'cancelled' and v_job.state <> 'cancelling' then
-    perform infernet.refuse(409, 'not_cancelled', 'Nobody cancelled this job.', 'Report a failure with fail_attempt.');
-  end if;
-  perform infernet.check_receipt(p_receipt, v_attempt, v_job, v_node.public_key,
-    (select c.input_sha256 from public.job_contents c where c.job_id = v_job.id), v_sha256, p_finish, p_usage);
-
-  v_usage := infernet.bounded_usage(p_usage, v_job, v_attempt, p_output);
-  v_cost := infernet.price(v_attempt.price_input, v_attempt.price_output,
-                           (v_usage ->> 'input_tokens')::bigint, (v_usage ->> 'output_tokens')::bigint);
-  v_earned := infernet.capture(v_attempt, v_cost);
-  update public.job_attempts set state = 'completed', ended_at = infernet.clock(), cost = v_cost, earned = v_earned,
+  v_usage := infernet.judge_result(v_node, v_attempt, v_job, p_output, v_sha256, p_finish, p_usage, p_receipt, v_settings);
+  v_cost := infernet.usage_cost(v_attempt, v_usage);
+  v_earned := infernet.capture(v_attempt, v_job, v_cost);
+  update public.job_attempts set state = 'completed', ended_at = v_now, cost = v_cost, earned = v_earned,
     reported = p_usage, receipt = p_receipt
   where id = p_attempt;
   update public.job_contents set output = p_output, output_sha256 = v_sha256 where job_id = v_job.id;
   update public.jobs set state = case when state = 'cancelling' then 'cancelled' else 'completed' end::public.job_state,
-    ended_at = infernet.clock(), provider_id = v_node.id, cost = v_cost, finish = p_finish,
-    input_tokens = (v_usage ->> 'input_tokens')::int, output_tokens = (v_usage ->> 'output_tokens')::int,
+    ended_at = v_now, provider_id = v_node.id, cost = v_cost, finish = p_finish,
+    input_tokens = (v_usage -> 'input_tokens')::int, output_tokens = (v_usage -> 'output_tokens')::int,
+    seconds = (v_usage -> 'seconds')::int,
     error_code = case when state = 'cancelling' then 'cancelled' end,
     error = case when state = 'cancelling' then 'Cancelled; what was delivered until then is paid.' end
-  where id = v_job.id returning * into v_job;
-  perform infernet.release_slot(v_attempt.offer_id);
+  where id = v_job.id returning state into v_job.state;
+  delete from infernet.live_attempts where job_id = v_job.id;
+  perform infernet.note_outcome(v_attempt, v_job.consumer_id, null, v_cost, (v_usage -> 'output_tokens')::int);
+  v_next := infernet.fill_offer(v_attempt.offer_id, 1, true, 1, v_settings);
   return jsonb_build_object('accepted', true, 'reason', null, 'job_state', v_job.state, 'usage', v_usage,
-    'earned', infernet.usd(v_earned), 'next', infernet.offered(infernet.fill_slot(v_attempt.offer_id, true)));
+    'earned', infernet.usd(v_earned), 'next', case when v_next is not null then infernet.offered(v_next[1]) end);
+end $$;
+
+-- As complete_attempt, for many attempts of a node. What is no result refuses the whole call. The arrays run
+-- side by side; so does the answer.
+create function infernet.complete_all(
+  p_node public.providers, p_attempts uuid[], p_leases uuid[], p_outputs text[], p_finishes text[], p_usages jsonb[],
+  p_receipts jsonb[]) returns jsonb[]
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_settings jsonb := infernet.settings_now();
+  v_now      timestamptz := infernet.clock();
+  v_attempt  public.job_attempts;
+  v_job      public.jobs;
+  v_sha256   text;
+  v_sha256s  text[] := '{}'::text[];
+  v_usage    jsonb;
+  v_answers  jsonb[] := array_fill(null::jsonb, array[cardinality(p_attempts)]);
+  v_which    int[] := '{}'::int[];
+  v_ids      uuid[] := '{}'::uuid[];
+  v_jobs     uuid[] := '{}'::uuid[];
+  v_usages   jsonb[] := '{}'::jsonb[];
+  v_costs    numeric[] := '{}'::numeric[];
+  v_earned   numeric[];
+  v_slots    record;
+  v_next     uuid[] := '{}'::uuid[];
+begin
+  perform from public.jobs j
+  where j.id in (select a.job_id from public.job_attempts a where a.id = any (p_attempts) and a.provider_id = p_node.id)
+  order by j.id for update;
+  for i in 1 .. cardinality(p_attempts) loop
+    select * into v_attempt from public.job_attempts a where a.id = p_attempts[i] and a.provider_id = p_node.id;
+    if not found or v_attempt.id = any (v_ids) then
+      perform infernet.refuse(404, 'unknown_attempt', format('Attempt %s is not one of this node, or named twice.', p_attempts[i]));
+    end if;
+    select j.* into strict v_job from public.jobs j where j.id = v_attempt.job_id;
+    v_sha256 := encode(sha256(convert_to(coalesce(p_outputs[i], ''), 'UTF8')), 'hex');
+    if v_attempt.state <> 'running' or v_attempt.lease is distinct from p_leases[i] then
+      v_answers[i] := infernet.late_result(v_attempt, v_job, p_leases[i], v_sha256, p_usages[i], p_receipts[i]);
+      continue;
+    end if;
+    v_usage := infernet.judge_result(p_node, v_attempt, v_job, p_outputs[i], v_sha256, p_finishes[i], p_usages[i], p_receipts[i], v_settings);
+    v_which := v_which || i;
+    v_ids := v_ids || v_attempt.id;
+    v_jobs := v_jobs || v_job.id;
+    v_sha256s := v_sha256s || v_sha256;
+    v_usages := v_usages || v_usage;
+    v_costs := v_costs || infernet.usage_cost(v_attempt, v_usage);
+  end loop;
+  if v_ids = '{}' then
+    return v_answers;
+  end if;
+
+  v_earned := infernet.capture_many(v_ids, v_costs);
+  update public.job_attempts a set state = 'completed', ended_at = v_now, cost = r.cost, earned = r.earned,
+    reported = p_usages[r.i], receipt = p_receipts[r.i]
+  from unnest(v_ids, v_costs, v_earned, v_which) as r (id, cost, earned, i) where a.id = r.id;
+  update public.job_contents c set output = p_outputs[r.i], output_sha256 = r.sha256
+  from unnest(v_jobs, v_sha256s, v_which) as r (id, sha256, i) where c.job_id = r.id;
+  update public.jobs j set
+    state = case when j.state = 'cancelling' then 'cancelled' else 'completed' end::public.job_state,
+    ended_at = v_now, provider_id = p_node.id, cost = r.cost, finish = p_finishes[r.i],
+    input_tokens = (r.usage -> 'input_tokens')::int, output_tokens = (r.usage -> 'output_tokens')::int,
+    seconds = (r.usage -> 'seconds')::int,
+    error_code = case when j.state = 'cancelling' then 'cancelled' end,
+    error = case when j.state = 'cancelling' then 'Cancelled; what was delivered until then is paid.' end
+  from unnest(v_jobs, v_costs, v_usages, v_which) as r (id, cost, usage, i) where j.id = r.id;
+  delete from infernet.live_attempts where job_id = any (v_jobs);
+  insert into infernet.outcomes (provider_id, owner_id, offer_id, consumer_id, cost, output_tokens, seconds, noted_at)
+  select a.provider_id, a.owner_id, a.offer_id, j.consumer_id, a.cost, j.output_tokens, extract(epoch from v_now - a.started_at), v_now
+  from unnest(v_ids) r (id) join public.job_attempts a on a.id = r.id join public.jobs j on j.id = a.job_id;
+
+  for v_slots in
+    select a.offer_id as id, count(*)::int as n from public.job_attempts a where a.id = any (v_ids) group by 1 order by 1
+  loop
+    v_next := v_next || coalesce(infernet.fill_offer(v_slots.id, v_slots.n, true, v_slots.n, v_settings), '{}');
+  end loop;
+  for i in 1 .. cardinality(v_which) loop
+    v_answers[v_which[i]] := jsonb_build_object('accepted', true, 'reason', null, 'usage', v_usages[i],
+      'job_state', (select j.state from public.jobs j where j.id = v_jobs[i]),
+      'earned', infernet.usd(v_earned[i]), 'next', infernet.offered(v_next[i]));
+  end loop;
+  return v_answers;
+end $$;
+
+-- Takes several results at once, each {"attempt","lease","output","finish","usage","receipt"}; each answer is
+-- what complete_attempt says.
+create function infernet.complete_attempts(p_results jsonb) returns jsonb
+language plpgsql security definer set search_path = ''
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+declare
+  v_node public.providers := infernet.require_provider();
+  v      record;
+begin
+  if jsonb_typeof(p_results) is distinct from 'array' or jsonb_array_length(p_results) not between 1 and 1000 then
+    perform infernet.refuse(422, 'bad_input', 'The results must be an array of 1 to 1000 objects.');
+  end if;
+  begin
+    select array_agg((r ->> 'attempt')::uuid order by n) as attempts, array_agg((r ->> 'lease')::uuid order by n) as leases,
+           array_agg(r ->> 'output' order by n) as outputs, array_agg(r ->> 'finish' order by n) as finishes,
+           array_agg(r -> 'usage' order by n) as usages, array_agg(r -> 'receipt' order by n) as receipts
+    into v from jsonb_array_elements(p_results) with ordinality as e (r, n);
+  exception when invalid_text_representation then
+    perform infernet.refuse(422, 'bad_input', format('A result cannot be read: %s.', sqlerrm));
+  end;
+  return jsonb_build_object('results', to_jsonb(
+    infernet.complete_all(v_node, v.attempts, v.leases, v.outputs, v.finishes, v.usages, v.receipts)));
 end $$;
 
 -- Answers a result that changes nothing, and keeps it.
@@ -170,7 +371,8 @@ end $$;
 -- shuts down hands its work back uncounted; everything else is tried elsewhere, up to max_attempts.
 create function infernet.fail_attempt(p_attempt uuid, p_lease uuid, p_code text, p_message text, p_retry boolean)
 returns jsonb
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = ''
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
   v_node    public.providers := infernet.require_provider();
   v_attempt public.job_attempts := infernet.lock_attempt(p_attempt, v_node.id);
@@ -184,10 +386,10 @@ begin
       coalesce(nullif(btrim(regexp_replace(p_message, '[[:cntrl:]]+', ' ', 'g')), ''), 'The node gave no reason.'),
       p_code <> 'shutdown', p_code = 'bad_request' or not coalesce(p_retry, true));
     return jsonb_build_object('accepted', true, 'job_state', v_state, 'next', infernet.offered(coalesce(
-      case when p_code = 'bad_request' then infernet.fill_slot(v_attempt.offer_id, true) end,
+      case when p_code = 'bad_request' then (infernet.fill_offer(v_attempt.offer_id, 1, true, 0, infernet.settings_now()))[1] end,
       -- The same job may come straight back, and no message tells a node of what its own call did.
-      (select a.id from public.job_attempts a
-       where a.job_id = v_attempt.job_id and a.provider_id = v_node.id and a.state = 'offered'))));
+      (select l.attempt_id from infernet.live_attempts l
+       where l.job_id = v_attempt.job_id and l.provider_id = v_node.id))));
   end if;
   return jsonb_build_object('accepted', false, 'next', null,
     'job_state', (select j.state from public.jobs j where j.id = v_attempt.job_id));

@@ -10,54 +10,57 @@ language sql volatile security definer set search_path = '' as $$
     order by a.id for update skip locked) a
 $$;
 
--- Ends what has waited or run past its deadline, and cancellations that no node answered.
-create function infernet.sweep_deadlines(p_now timestamptz, p_limit int) returns int
-language plpgsql security definer set search_path = '' as $$
+-- Ends what has waited past its deadline.
+create function infernet.sweep_queue(p_now timestamptz, p_limit int) returns int
+language plpgsql security definer set search_path = ''
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
-  v_job     public.jobs;
-  v_attempt public.job_attempts;
-  v_count   int := 0;
+  v_row   record;
+  v_count int := 0;
 begin
-  for v_job in
-    select * from public.jobs j
-    where (j.state in ('unpaid', 'queued', 'assigned', 'running', 'cancelling') and j.deadline_at <= p_now)
-       or (j.state = 'cancelling' and j.cancel_at <= p_now - infernet.setting_secs('cancel_secs'))
-    order by j.deadline_at limit p_limit for update skip locked
+  for v_row in
+    select j.id, j.consumer_id from infernet.queue q join public.jobs j on j.id = q.job_id
+    where q.deadline_at <= p_now order by q.deadline_at limit p_limit for update of j skip locked
   loop
-    continue when not infernet.accounts_free(v_job.consumer_id);
-    select * into v_attempt from public.job_attempts a
-    where a.job_id = v_job.id and a.state in ('offered', 'running') for update;
-    if found then
-      perform infernet.abandon_attempt(v_attempt, case when v_job.state = 'cancelling' then 'cancelled' else 'failed' end::public.attempt_state,
-        case when v_job.state = 'cancelling' then 'cancelled' else 'deadline' end,
-        case when v_job.state = 'cancelling' then 'The node did not answer the cancellation.' else 'The deadline passed.' end,
-        true, false);
-    else
-      perform infernet.end_job(v_job.id, 'expired', 'deadline', 'The deadline passed before a node took the job.');
-    end if;
+    continue when not infernet.accounts_free(v_row.consumer_id);
+    perform infernet.end_job(v_row.id, 'expired', 'deadline', 'The deadline passed before a node took the job.');
     v_count := v_count + 1;
   end loop;
   return v_count;
 end $$;
 
--- Takes back what was offered and not started in time.
-create function infernet.sweep_offers(p_now timestamptz, p_limit int) returns int
-language plpgsql security definer set search_path = '' as $$
+-- Ends what has run past its deadline and cancellations that no node answered, and takes back what was offered
+-- and not started in time, unless offers are spared until p_spared. Puts off what is due later.
+create function infernet.sweep_attempts(p_now timestamptz, p_spared timestamptz, p_limit int) returns int
+language plpgsql security definer set search_path = ''
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
-  v_attempt public.job_attempts;
-  v_job     public.jobs;
-  v_count   int := 0;
+  v_settings jsonb := infernet.settings_now();
+  v_id       uuid;
+  v_job      public.jobs;
+  v_attempt  public.job_attempts;
+  v_count    int := 0;
 begin
-  for v_attempt in
-    select * from public.job_attempts a
-    where a.state = 'offered' and a.offered_at <= p_now - infernet.setting_secs('offer_secs')
-    order by a.offered_at limit p_limit
-  loop
-    select * into v_job from public.jobs j where j.id = v_attempt.job_id for update skip locked;
+  for v_id in select l.job_id from infernet.live_attempts l where l.due_at <= p_now order by l.due_at limit p_limit loop
+    select * into v_job from public.jobs j where j.id = v_id for update skip locked;
     continue when not found or not infernet.accounts_free(v_job.consumer_id);
-    select * into v_attempt from public.job_attempts a where a.id = v_attempt.id and a.state = 'offered' for update;
+    select a.* into v_attempt from infernet.live_attempts l join public.job_attempts a on a.id = l.attempt_id
+    where l.job_id = v_id for update of a;
     continue when not found;
-    perform infernet.abandon_attempt(v_attempt, 'lost', 'not_started', 'The node did not start it in time.', true, false);
+    if v_job.state = 'cancelling' and v_job.cancel_at <= p_now - infernet.secs(v_settings, 'cancel_secs') then
+      perform infernet.abandon_attempt(v_attempt, 'cancelled', 'cancelled', 'The node did not answer the cancellation.', true, false);
+    elsif v_job.deadline_at <= p_now then
+      perform infernet.abandon_attempt(v_attempt, case when v_job.state = 'cancelling' then 'cancelled' else 'failed' end::public.attempt_state,
+                                       'deadline', 'The deadline passed.', true, false);
+    elsif v_attempt.state = 'offered' and v_attempt.offered_at <= p_now - infernet.secs(v_settings, 'offer_secs') and p_spared <= p_now then
+      perform infernet.abandon_attempt(v_attempt, 'lost', 'not_started', 'The node did not start it in time.', true, false);
+    else
+      update infernet.live_attempts set due_at = least(v_job.deadline_at,
+        case when v_attempt.state = 'offered' then greatest(p_spared, v_attempt.offered_at + infernet.secs(v_settings, 'offer_secs')) end,
+        v_job.cancel_at + infernet.secs(v_settings, 'cancel_secs'))
+      where job_id = v_id;
+      continue;
+    end if;
     v_count := v_count + 1;
   end loop;
   return v_count;
@@ -68,22 +71,24 @@ end $$;
 create function infernet.sweep_nodes(p_now timestamptz, p_limit int) returns int
 language plpgsql security definer set search_path = '' as $$
 declare
-  v_node    record;
+  v_node    uuid;
   v_attempt public.job_attempts;
   v_job     public.jobs;
   v_count   int := 0;
 begin
   for v_node in
-    select n.node_id from public.node_liveness n join public.providers p on p.id = n.node_id
-    where n.lease_until <= p_now
-      and (p.status <> 'offline'
-           or exists (select from public.job_attempts a where a.provider_id = p.id and a.state in ('offered', 'running')))
-    limit p_limit for update of n skip locked
+    (select n.node_id from public.providers p join public.node_liveness n on n.node_id = p.id
+     where p.status <> 'offline' and n.lease_until <= p_now limit p_limit)
+    union
+    (select n.node_id from infernet.live_attempts l join public.node_liveness n on n.node_id = l.provider_id
+     where n.lease_until <= p_now limit p_limit)
   loop
-    update public.providers set status = 'offline' where id = v_node.node_id and status <> 'offline';
+    perform from public.node_liveness n where n.node_id = v_node and n.lease_until <= p_now for update skip locked;
+    continue when not found;
+    update public.providers set status = 'offline' where id = v_node and status <> 'offline';
     for v_attempt in
-      select * from public.job_attempts a where a.provider_id = v_node.node_id and a.state in ('offered', 'running')
-      order by a.job_id limit p_limit
+      select a.* from infernet.live_attempts l join public.job_attempts a on a.id = l.attempt_id
+      where l.provider_id = v_node order by l.job_id limit p_limit
     loop
       select * into v_job from public.jobs j where j.id = v_attempt.job_id for update skip locked;
       continue when not found or not infernet.accounts_free(v_job.consumer_id);
@@ -97,27 +102,46 @@ begin
   return v_count;
 end $$;
 
--- Gives waiting jobs to nodes that are free.
-create function infernet.dispatch(p_now timestamptz, p_limit int) returns int
-language plpgsql security definer set search_path = '' as $$
+-- Gives waiting jobs to nodes that are free: the lines of so many models a tick, in turn. Where there are
+-- more free slots than jobs, each job gets its best node; otherwise each slot the next jobs of the line.
+create function infernet.dispatch(p_after uuid, p_models int, p_limit int) returns table (dispatched int, reached uuid)
+language plpgsql security definer set search_path = ''
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
-  v_job   uuid;
-  v_count int := 0;
+  v_settings jsonb := infernet.settings_now();
+  v_now      timestamptz := infernet.clock();
+  v_offers   uuid[];
+  v_free     int[];
+  v_jobs     uuid[];
+  v_job      uuid;
 begin
-  for v_job in
-    select j.id from public.jobs j
-    where j.state = 'queued' and j.deadline_at > p_now
-      and exists (select from public.offers o join infernet.offer_load l on l.offer_id = o.id
-                  join public.node_liveness n on n.node_id = o.provider_id
-                  where o.model_id = j.model_id and o.enabled and o.approved and l.busy < l.slots
-                    and n.lease_until > p_now and not n.draining)
-    order by j.priority desc, j.created_at limit p_limit for update skip locked
-  loop
-    if infernet.assign_job(v_job, false) is not null then
-      v_count := v_count + 1;
+  dispatched := 0;
+  reached := p_after;
+  for i in 1 .. p_models loop
+    reached := (select q.model_id from infernet.queue q where q.ready_at is null and q.model_id > reached order by q.model_id limit 1);
+    exit when reached is null or dispatched >= p_limit;
+    select array_agg(o.id order by random()), array_agg(l.slots - l.busy) into v_offers, v_free
+    from public.offers o join infernet.offer_load l on l.offer_id = o.id join public.node_liveness n on n.node_id = o.provider_id
+    where o.model_id = reached and o.enabled and o.approved and l.busy < l.slots and n.lease_until > v_now and not n.draining;
+    continue when v_offers is null;
+    select array_agg(f.job_id) into v_jobs from (
+      select q.job_id from infernet.queue q where q.model_id = reached and q.ready_at is null
+      order by q.priority desc, q.tag, q.job_id limit least(p_limit, (select sum(f) from unnest(v_free) f))) f;
+    if cardinality(v_jobs) < (select sum(f) from unnest(v_free) f) then
+      foreach v_job in array v_jobs loop
+        perform from public.jobs j where j.id = v_job for update skip locked;
+        if found and infernet.assign_job(v_job, false) is not null then
+          dispatched := dispatched + 1;
+        end if;
+      end loop;
+    else
+      for n in 1 .. cardinality(v_offers) loop
+        dispatched := dispatched + coalesce(cardinality(infernet.fill_offer(v_offers[n], p_limit, false, 0, v_settings)), 0);
+      end loop;
     end if;
   end loop;
-  return v_count;
+  reached := coalesce(reached, '00000000-0000-0000-0000-000000000000');
+  return next;
 end $$;
 
 -- Sees an outage of our own: the tick did not run for a while, or the database has just started, or more
@@ -142,11 +166,14 @@ begin
   end if;
 end $$;
 
-create function infernet.measure(p_now timestamptz) returns void
+create function infernet.measure(p_now timestamptz, p_reached uuid) returns void
 language sql security definer set search_path = '' as $$
-  update infernet.pulse set last_tick = p_now,
-    live_streams = (select count(*) from public.job_attempts a where a.state in ('offered', 'running')),
-    wakeups_per_second = (select count(*) from public.job_attempts a where a.state = 'offered') / 1.0
+  update infernet.pulse set last_tick = p_now, dispatched_to = p_reached,
+    live_streams = l.live, wakeups_per_second = l.woken,
+    stream_rate = round(greatest(0, (0.6 * infernet.setting_number('realtime_messages_per_second') - l.woken) / (2 * greatest(1, l.live))), 2)
+  from (select count(*)::int as live, count(*) filter (where l.due_at > p_now + infernet.setting_secs('offer_secs') - interval '1 second'
+                                                     and l.due_at <= p_now + infernet.setting_secs('offer_secs')) as woken
+        from infernet.live_attempts l) l
 $$;
 
 create function infernet.prune(p_now timestamptz) returns void
@@ -160,10 +187,13 @@ $$;
 create function infernet.tick() returns jsonb
 language plpgsql security definer set search_path = '' as $$
 declare
-  v_now   timestamptz := infernet.clock();
-  v_limit int := infernet.setting_int('tick_jobs');
-  v_pulse infernet.pulse;
-  v_done  jsonb;
+  v_now      timestamptz := infernet.clock();
+  v_settings jsonb := infernet.settings_now();
+  v_limit    int := (v_settings -> 'tick_jobs')::int;
+  v_pulse    infernet.pulse;
+  v_facts    infernet.outcomes[];
+  v_dispatch record;
+  v_done     jsonb;
 begin
   if not pg_try_advisory_xact_lock(hashtextextended('infernet.tick', 0)) then
     return '{"ran": false}'::jsonb;
@@ -172,14 +202,16 @@ begin
   select * into strict v_pulse from infernet.pulse;
   perform infernet.notice_outage(v_now, v_pulse.last_tick);
   select * into strict v_pulse from infernet.pulse;
-  v_done := jsonb_build_object('ran', true, 'nodes', infernet.tick_nodes(v_now, v_limit), 'deadlines', infernet.sweep_deadlines(v_now, v_limit));
-  if v_pulse.grace_until <= v_now then
-    v_done := v_done || jsonb_build_object('offers', infernet.sweep_offers(v_now, v_limit),
-                                           'lost', infernet.sweep_nodes(v_now, v_limit));
-  end if;
-  v_done := v_done || jsonb_build_object('dispatched', infernet.dispatch(v_now, v_limit));
-  perform infernet.measure(v_now);
+  v_facts := infernet.fold_outcomes(v_now, 10 * v_limit);
+  v_done := jsonb_build_object('ran', true, 'folded', coalesce(cardinality(v_facts), 0), 'nodes', infernet.tick_nodes(v_now, v_limit),
+    'expired', infernet.sweep_queue(v_now, v_limit), 'ended', infernet.sweep_attempts(v_now, v_pulse.grace_until, v_limit),
+    'lost', case when v_pulse.grace_until <= v_now then infernet.sweep_nodes(v_now, v_limit) else 0 end,
+    'joined', infernet.join_lines(v_now, v_limit));
+  select * into v_dispatch from infernet.dispatch(v_pulse.dispatched_to, (v_settings -> 'tick_models')::int, v_limit);
+  perform infernet.measure(v_now, v_dispatch.reached);
+  v_done := v_done || jsonb_build_object('dispatched', v_dispatch.dispatched);
   perform infernet.prune(v_now);
+  perform infernet.note_speeds(v_now, v_facts);
   return v_done;
 end $$;
 

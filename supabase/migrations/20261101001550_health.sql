@@ -20,7 +20,7 @@ language plpgsql stable security definer set search_path = '' as $$
 begin
   with line as (
     select j.model_name, j.model_id, count(*) as waiting, min(j.created_at) as oldest
-    from public.jobs j where j.state = 'queued' group by j.model_name, j.model_id
+    from infernet.queue q join public.jobs j on j.id = q.job_id where q.ready_at is null group by j.model_name, j.model_id
   ), model as (
     select l.*, round(extract(epoch from p_now - l.oldest)) as secs,
            (select count(*) from public.offers o join public.node_liveness n on n.node_id = o.provider_id

@@ -14,10 +14,10 @@ language sql volatile security definer set search_path = '' as $$
       from public.models m join public.offers o on o.model_id = m.id
       join public.node_liveness l on l.node_id = o.provider_id cross join now
       where m.visibility = 'public' and o.enabled and o.listed group by m.name) m),
-    'jobs', (select jsonb_build_object(
-      'queued', count(*) filter (where j.state = 'queued'),
-      'running', count(*) filter (where j.state in ('assigned', 'running', 'cancelling')),
-      'completed', count(*) filter (where j.state = 'completed')) from public.jobs j))
+    'jobs', jsonb_build_object(
+      'queued', (select count(*) from infernet.queue q where q.ready_at is null),
+      'running', (select count(*) from infernet.live_attempts),
+      'completed', (select p.jobs_completed + (select count(*) from infernet.outcomes o where o.code is null) from infernet.pulse p)))
 $$;
 
 -- A public, approved provider, coarsely. What a provider keeps private is not listed.

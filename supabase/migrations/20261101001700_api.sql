@@ -1,6 +1,7 @@
 -- The API: thin wrappers in public. They run as the caller, so that the grants of access.sql decide,
 -- and set search_path, which also keeps them from being inlined (an inlined function keeps the
--- permission checks of whoever planned it first).
+-- permission checks of whoever planned it first). Those that are called for each job are plpgsql, which
+-- keeps its plans for the session.
 
 -- ---------------------------------------------------------------- everyone
 
@@ -30,16 +31,34 @@ language sql stable set search_path = '' as $$ select infernet.quote_job(p_model
 
 create function public.submit_job(
   p_id uuid, p_model text, p_input jsonb, p_kind text default 'chat', p_max_tokens int default null,
-  p_max_cost numeric default null, p_deadline_secs int default null, p_title text default null) returns jsonb
-language sql set search_path = '' as $$
-  select infernet.submit_job(p_id, p_model, p_input, p_kind, p_max_tokens, p_max_cost, p_deadline_secs, p_title)
-$$;
+  p_max_cost numeric default null, p_deadline_secs int default null, p_title text default null, p_needs jsonb default '{}',
+  p_priority int default 0, p_delay_secs int default 0, p_max_seconds int default null) returns jsonb
+language plpgsql set search_path = '' as $$
+begin
+  return infernet.submit_job(p_id, p_model, p_input, p_kind, p_max_tokens, p_max_cost, p_deadline_secs, p_title,
+                             p_needs, p_priority, p_delay_secs, p_max_seconds);
+end $$;
 
 create function public.get_job(p_job uuid) returns jsonb
-language sql stable set search_path = '' as $$ select infernet.get_job(p_job) $$;
+language plpgsql stable set search_path = '' as $$
+begin
+  return infernet.get_job(p_job);
+end $$;
 
 create function public.cancel_job(p_job uuid) returns jsonb
-language sql set search_path = '' as $$ select infernet.cancel_job(p_job) $$;
+language plpgsql set search_path = '' as $$
+begin
+  return infernet.cancel_job(p_job);
+end $$;
+
+create function public.failed_jobs(p_limit int default 100, p_before timestamptz default null) returns jsonb
+language sql stable set search_path = '' as $$ select infernet.failed_jobs(p_limit, p_before) $$;
+
+create function public.retry_job(p_job uuid) returns jsonb
+language sql set search_path = '' as $$ select infernet.retry_job(p_job) $$;
+
+create function public.discard_job(p_job uuid) returns jsonb
+language sql set search_path = '' as $$ select infernet.discard_job(p_job) $$;
 
 -- ---------------------------------------------------------------- nodes
 
@@ -49,26 +68,48 @@ language sql set search_path = '' as $$ select infernet.register_node(p_inventor
 
 create function public.heartbeat(
   p_running uuid[] default '{}', p_realtime boolean default true, p_draining boolean default false) returns jsonb
--- In plpgsql, which costs a tenth of starting an SQL function: no call is made more often.
-language plpgsql set search_path = '' as $$ begin return infernet.heartbeat(p_running, p_realtime, p_draining); end $$;
+language plpgsql set search_path = '' as $$
+begin
+  return infernet.heartbeat(p_running, p_realtime, p_draining);
+end $$;
 
 create function public.claim_attempts(p_running uuid[] default '{}', p_restart boolean default false) returns jsonb
-language sql set search_path = '' as $$ select infernet.claim_attempts(p_running, p_restart) $$;
+language plpgsql set search_path = '' as $$
+begin
+  return infernet.claim_attempts(p_running, p_restart);
+end $$;
 
 create function public.start_attempt(p_attempt uuid, p_lease uuid) returns jsonb
-language sql set search_path = '' as $$ select infernet.start_attempt(p_attempt, p_lease) $$;
+language plpgsql set search_path = '' as $$
+begin
+  return infernet.start_attempt(p_attempt, p_lease);
+end $$;
 
 create function public.complete_attempt(
   p_attempt uuid, p_lease uuid, p_output text, p_finish text, p_usage jsonb, p_receipt jsonb) returns jsonb
-language sql set search_path = '' as $$
-  select infernet.complete_attempt(p_attempt, p_lease, p_output, p_finish, p_usage, p_receipt)
-$$;
+language plpgsql set search_path = '' as $$
+begin
+  return infernet.complete_attempt(p_attempt, p_lease, p_output, p_finish, p_usage, p_receipt);
+end $$;
+
+create function public.start_attempts(p_attempts uuid[], p_leases uuid[]) returns jsonb
+language plpgsql set search_path = '' as $$
+begin
+  return infernet.start_attempts(p_attempts, p_leases);
+end $$;
+
+create function public.complete_attempts(p_results jsonb) returns jsonb
+language plpgsql set search_path = '' as $$
+begin
+  return infernet.complete_attempts(p_results);
+end $$;
 
 create function public.fail_attempt(
   p_attempt uuid, p_lease uuid, p_code text, p_message text default null, p_retry boolean default true) returns jsonb
-language sql set search_path = '' as $$
-  select infernet.fail_attempt(p_attempt, p_lease, p_code, p_message, p_retry)
-$$;
+language plpgsql set search_path = '' as $$
+begin
+  return infernet.fail_attempt(p_attempt, p_lease, p_code, p_message, p_retry);
+end $$;
 
 create function public.leave() returns jsonb
 language sql set search_path = '' as $$ select infernet.leave() $$;

@@ -25,7 +25,7 @@ begin
     join pg_catalog.pg_namespace n on n.oid = p.pronamespace
     where n.nspname = 'infernet' or (n.nspname = 'public' and p.proname in (
       'info', 'overview', 'provider_cards', 'whoami', 'balance', 'make_enrolment', 'quote_job', 'submit_job', 'get_job',
-      'cancel_job', 'register_node', 'heartbeat', 'claim_attempts', 'start_attempt', 'complete_attempt', 'fail_attempt',
+      'cancel_job', 'failed_jobs', 'retry_job', 'discard_job', 'start_attempts', 'complete_attempts', 'register_node', 'heartbeat', 'claim_attempts', 'start_attempt', 'complete_attempt', 'fail_attempt',
       'leave', 'node_status', 'acknowledge_command', 'finish_command', 'drain_node', 'resume_node', 'set_maintenance',
       'command_node', 'cancel_command', 'list_nodes', 'get_node', 'grant_credit', 'set_node_approval', 'set_user_status', 'set_setting', 'prove_ledger', 'health',
       'consume_login', 'ensure_operator', 'tick'))
@@ -43,9 +43,11 @@ grant execute on function
   public.whoami(), infernet.whoami(), public.balance(), infernet.balance(),
   public.make_enrolment(text, int), infernet.make_enrolment(text, int),
   public.quote_job(text, jsonb, int), infernet.quote_job(text, jsonb, int),
-  public.submit_job(uuid, text, jsonb, text, int, numeric, int, text),
-  infernet.submit_job(uuid, text, jsonb, text, int, numeric, int, text),
-  public.get_job(uuid), infernet.get_job(uuid), public.cancel_job(uuid), infernet.cancel_job(uuid)
+  public.submit_job(uuid, text, jsonb, text, int, numeric, int, text, jsonb, int, int, int),
+  infernet.submit_job(uuid, text, jsonb, text, int, numeric, int, text, jsonb, int, int, int),
+  public.get_job(uuid), infernet.get_job(uuid), public.cancel_job(uuid), infernet.cancel_job(uuid),
+  public.failed_jobs(int, timestamptz), infernet.failed_jobs(int, timestamptz),
+  public.retry_job(uuid), infernet.retry_job(uuid), public.discard_job(uuid), infernet.discard_job(uuid)
 to authenticated;
 
 grant execute on function
@@ -54,6 +56,8 @@ grant execute on function
   public.claim_attempts(uuid[], boolean), infernet.claim_attempts(uuid[], boolean),
   public.start_attempt(uuid, uuid), infernet.start_attempt(uuid, uuid),
   public.complete_attempt(uuid, uuid, text, text, jsonb, jsonb), infernet.complete_attempt(uuid, uuid, text, text, jsonb, jsonb),
+  public.start_attempts(uuid[], uuid[]), infernet.start_attempts(uuid[], uuid[]),
+  public.complete_attempts(jsonb), infernet.complete_attempts(jsonb),
   public.fail_attempt(uuid, uuid, text, text, boolean), infernet.fail_attempt(uuid, uuid, text, text, boolean),
   public.leave(), infernet.leave(), public.node_status(), infernet.node_status(),
   public.acknowledge_command(uuid), infernet.acknowledge_command(uuid),
@@ -85,7 +89,7 @@ to service_role;
 
 -- What policies call runs as whoever reads.
 grant execute on function infernet.is_operator(), infernet.may_receive(text), infernet.may_send(text) to authenticated;
-grant execute on function infernet.usd(numeric), infernet.price(numeric, numeric, bigint, bigint) to authenticated;
+grant execute on function infernet.usd(numeric), infernet.price(numeric, numeric, numeric, bigint, bigint, bigint) to authenticated;
 
 -- ---------------------------------------------------------------- tables
 

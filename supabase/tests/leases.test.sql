@@ -8,6 +8,8 @@ select tests.set_clock('2026-11-01 12:00:00+00');
 select tests.user('alice'), tests.credit('alice', 10);
 select tests.node('n1', 'carol'), tests.node('n2', 'dave');
 select infernet.tick();
+-- Faults that make a pause are in nodes.test.sql.
+update public.settings set value = '1000' where key = 'fault_limit';
 
 create function tests.state(p_job uuid) returns text language sql as $$ select state::text from public.jobs where id = p_job $$;
 create function tests.attempt(p_job uuid) returns uuid

@@ -17,17 +17,30 @@ use uuid::Uuid;
 use crate::actors::{Actor, Market};
 use crate::control_plane::TestControlPlane;
 
-/// A slot that is looked at and taken in two steps, without its lock.
+/// Slots that are looked at and taken in two steps, without their lock.
 const UNGUARDED_SLOT: &str = "
-    create or replace function infernet.take_slot(p_offer uuid, p_wait boolean) returns boolean
+    create or replace function infernet.take_slots(p_offer uuid, p_count int, p_wait boolean) returns int
     language plpgsql security definer set search_path = '' as $$
+    declare v_free int;
     begin
-      if not (select l.busy < l.slots from infernet.offer_load l where l.offer_id = p_offer) then
-        return false;
+      select least(p_count, l.slots - l.busy) into v_free from infernet.offer_load l where l.offer_id = p_offer;
+      if v_free <= 0 then
+        return 0;
       end if;
       perform pg_sleep(0.002);
-      update infernet.offer_load set busy = busy + 1 where offer_id = p_offer;
-      return true;
+      update infernet.offer_load set busy = busy + v_free where offer_id = p_offer;
+      return v_free;
+    end $$;
+    create or replace function infernet.take_first(p_offers uuid[], p_wait boolean) returns uuid
+    language plpgsql security definer set search_path = '' as $$
+    declare v_offer uuid;
+    begin
+      foreach v_offer in array coalesce(p_offers, '{}') loop
+        if infernet.take_slots(v_offer, 1, p_wait) = 1 then
+          return v_offer;
+        end if;
+      end loop;
+      return null;
     end $$";
 
 /// An attempt that is looked at and started without the lock of its job.
