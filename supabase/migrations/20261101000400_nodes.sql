@@ -64,7 +64,6 @@ create table infernet.pulse (
   grace_until        timestamptz not null default 'epoch',
   live_streams       int not null default 0,
   wakeups_per_second numeric not null default 0,
-  stream_rate        numeric not null default 30,
   jobs_completed     bigint not null default 0,
   -- The model whose line the last tick looked at last.
   dispatched_to      uuid not null default '00000000-0000-0000-0000-000000000000'

@@ -3,10 +3,15 @@
 
 -- The share of the Realtime budget that one stream gets, messages a second: (0.6 x limit - wake-ups) / (2 x live
 -- streams), because each message counts once sent and once delivered. The tick measures both.
+create function infernet.stream_share(p_set jsonb, p_pulse infernet.pulse) returns numeric
+language sql immutable parallel safe
+return round(greatest(0, (0.6 * (p_set -> 'realtime_messages_per_second')::numeric - (p_pulse).wakeups_per_second)
+                         / (2 * greatest(1, (p_pulse).live_streams))), 2);
+
 create function infernet.stream_rate() returns numeric
 language plpgsql stable security definer set search_path = '' as $$
 begin
-  return (select p.stream_rate from infernet.pulse p);
+  return (select infernet.stream_share(r.value, p) from infernet.pulse p, infernet.settings_row r);
 end $$;
 
 -- An inventory as it is kept: the known keys alone, each checked, so that nothing of a stranger's making is
@@ -237,7 +242,7 @@ declare
   v_live    public.node_liveness;
   v_work    record;
 begin
-  select p.id, p.approval in ('pending', 'approved'), p.status, r.value, u.last_tick, u.stream_rate
+  select p.id, p.approval in ('pending', 'approved'), p.status, r.value, u.last_tick, infernet.stream_share(r.value, u)
   into v_node, v_allowed, v_status, v_set, v_ticked, v_rate
   from public.providers p, infernet.settings_row r, infernet.pulse u where p.id = auth.uid();
   if v_allowed is not true then

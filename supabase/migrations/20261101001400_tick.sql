@@ -169,8 +169,7 @@ end $$;
 create function infernet.measure(p_now timestamptz, p_reached uuid) returns void
 language sql security definer set search_path = '' as $$
   update infernet.pulse set last_tick = p_now, dispatched_to = p_reached,
-    live_streams = l.live, wakeups_per_second = l.woken,
-    stream_rate = round(greatest(0, (0.6 * infernet.setting_number('realtime_messages_per_second') - l.woken) / (2 * greatest(1, l.live))), 2)
+    live_streams = l.live, wakeups_per_second = l.woken
   from (select count(*)::int as live, count(*) filter (where l.due_at > p_now + infernet.setting_secs('offer_secs') - interval '1 second'
                                                      and l.due_at <= p_now + infernet.setting_secs('offer_secs')) as woken
         from infernet.live_attempts l) l
