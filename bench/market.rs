@@ -21,6 +21,7 @@ mod market {
     pub(crate) mod lives;
     pub(crate) mod loaded;
     pub(crate) mod notify;
+    pub(crate) mod processor;
     pub(crate) mod profile;
     pub(crate) mod world;
 }

@@ -27,6 +27,15 @@ pub(crate) struct Contender {
     url: String,
 }
 
+/// What a contender did.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ran {
+    /// Jobs a second while it was measured.
+    pub(crate) rate: f64,
+    /// Jobs in its whole run, warming up included.
+    pub(crate) total: f64,
+}
+
 impl Contender {
     /// Makes the database of a contender.
     ///
@@ -43,11 +52,11 @@ impl Contender {
         Ok(Self { name, modules, node, url })
     }
 
-    /// Runs the contender and returns its jobs a second, from added to done.
+    /// Runs the contender for a while and counts its jobs, from added to done.
     ///
     /// # Errors
     /// Its driver fails; what it said is on our standard error.
-    pub(crate) async fn rate(&self) -> Result<f64, Failure> {
+    pub(crate) async fn run(&self) -> Result<Ran, Failure> {
         let driver =
             Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("bench/market/{}.mjs", self.name));
         let run = Command::new(&self.node)
@@ -71,8 +80,9 @@ impl Contender {
         }
         let said: Value = serde_json::from_slice(&output.stdout)
             .map_err(|error| format!("{} printed no result: {error}", self.name))?;
-        match (said["jobs"].as_f64(), said["seconds"].as_f64()) {
-            (Some(jobs), Some(seconds)) if jobs > 0.0 && seconds > 0.0 => Ok(jobs / seconds),
+        let of = |name: &str| said[name].as_f64().filter(|number| *number > 0.0);
+        match (of("jobs"), of("seconds"), of("total")) {
+            (Some(jobs), Some(seconds), Some(total)) => Ok(Ran { rate: jobs / seconds, total }),
             _ => Err(format!("{} did no job: {said}", self.name).into()),
         }
     }

@@ -2,7 +2,7 @@
 // a second are added and done. Prints one line of JSON.
 
 import { createRequire } from "node:module";
-import { number, rate, required } from "./measure.mjs";
+import { measure, number, required } from "./measure.mjs";
 
 const require = createRequire(required("BENCH_MODULES") + "/");
 const { Logger, makeWorkerUtils, run } = require("graphile-worker");
@@ -46,10 +46,11 @@ async function runLane() {
 }
 
 const running = Array.from({ length: lanes }, runLane);
-await rate(() => done);
+const measured = await measure(() => done);
 stopped = true;
 await Promise.all(running);
 await runner.stop();
 await utils.release();
 await Promise.all([adding.end(), working.end()]);
+console.log(JSON.stringify({ ...measured, total: done }));
 process.exit(0);

@@ -1,7 +1,6 @@
 //! What the heartbeats of ten thousand nodes cost: the time that the processes of the
 //! database are on a processor, less what they take without heartbeats.
 
-use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -13,6 +12,7 @@ use super::database::Database;
 use super::life::Lane;
 use super::lives::open_lanes;
 use super::loaded::Loaded;
+use super::processor::processor_time;
 use crate::harness::market::Failure;
 use crate::harness::report::{Floor, Report};
 use crate::harness::statistics::{millis, percentile};
@@ -23,8 +23,6 @@ const INTERVAL: Duration = Duration::from_secs(30);
 const SETTLING: Duration = Duration::from_secs(5);
 /// How long it is looked at what the database does without them, before and after.
 const IDLE: Duration = Duration::from_secs(10);
-/// Units of processor time in a second, as Linux counts it for programs.
-const TICKS_A_SECOND: f64 = 100.0;
 
 /// A node and the attempts that it runs.
 type Node = (Uuid, Vec<Uuid>);
@@ -128,36 +126,4 @@ async fn share_over(cluster: &Path, length: Duration) -> Result<f64, Failure> {
     let (begin, before) = (Instant::now(), processor_time(cluster)?);
     tokio::time::sleep(length).await;
     Ok((processor_time(cluster)? - before) / begin.elapsed().as_secs_f64())
-}
-
-/// Seconds that all processes of a cluster have been on a processor: the postmaster,
-/// its living children, and those that have ended, whose time went to the postmaster.
-fn processor_time(cluster: &Path) -> Result<f64, Failure> {
-    let file = fs::read_to_string(cluster.join("postmaster.pid"))?;
-    let postmaster: u32 = file.lines().next().unwrap_or_default().trim().parse()?;
-    let mut ticks = 0;
-    for entry in fs::read_dir("/proc")? {
-        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok())
-        else {
-            continue;
-        };
-        // A process may end while it is looked at.
-        let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
-        // The name, which may hold anything, ends with the last parenthesis.
-        let fields: Vec<&str> =
-            stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
-        let field = |number: usize| fields.get(number).and_then(|text| text.parse::<u64>().ok());
-        let (Some(parent), Some(user), Some(system)) = (field(1), field(11), field(12)) else {
-            continue;
-        };
-        if pid == postmaster {
-            ticks += user + system + field(13).unwrap_or(0) + field(14).unwrap_or(0);
-        } else if parent == u64::from(postmaster) {
-            ticks += user + system;
-        }
-    }
-    if ticks == 0 {
-        return Err("No process of the database was found in /proc.".into());
-    }
-    Ok(ticks as f64 / TICKS_A_SECOND)
 }

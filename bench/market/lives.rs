@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 use super::contender::Contender;
 use super::database::Database;
 use super::life::{Lane, Times};
+use super::processor::processor_time;
 use super::world::World;
 use crate::harness::market::Failure;
 use crate::harness::report::{Floor, Report};
@@ -140,46 +141,61 @@ pub(crate) async fn measure(
     let mut lanes = open_warm_lanes(database, world, &models).await?;
     let graphile = Contender::prepare(database, "graphile-worker").await?;
     let boss = Contender::prepare(database, "pg-boss").await?;
-    let (mut rates, mut graphile_rates, mut boss_rates) = (Vec::new(), Vec::new(), Vec::new());
+    let cluster = database.cluster();
+    let mut rounds: [Rounds; 3] = Default::default();
     for round in 0..ROUNDS {
         if round > 0 {
             (lanes, _) = live_for(lanes, &models, WARM_UP).await?;
         }
+        let before = processor_time(&cluster)?;
         let lived;
         (lanes, lived) = live_for(lanes, &models, MEASURED).await?;
-        let graphile_rate = graphile.rate().await?;
-        let boss_rate = boss.rate().await?;
+        rounds[0].add(lived.rate(), lived.lives.len() as f64, processor_time(&cluster)? - before);
+        for (rounds, contender) in rounds[1..].iter_mut().zip([&graphile, &boss]) {
+            let before = processor_time(&cluster)?;
+            let ran = contender.run().await?;
+            rounds.add(ran.rate, ran.total, processor_time(&cluster)? - before);
+        }
+        let [own, graphile, boss] = &rounds;
         report.sample(json!({
-            "round": round,
-            "life_rate": lived.rate(),
-            "calls": lived.calls(),
-            "graphile_rate": graphile_rate,
-            "pgboss_rate": boss_rate,
+            "round": round, "calls": lived.calls(),
+            "life_rate": own.rates[round], "life_cpu_ms": own.processor[round],
+            "graphile_rate": graphile.rates[round], "graphile_cpu_ms": graphile.processor[round],
+            "pgboss_rate": boss.rates[round], "pgboss_cpu_ms": boss.processor[round],
         }));
-        rates.push(lived.rate());
-        graphile_rates.push(graphile_rate);
-        boss_rates.push(boss_rate);
     }
-    let ratios = |others: &[f64]| {
-        let ratios: Vec<f64> = rates.iter().zip(others).map(|(own, other)| own / other).collect();
-        median(&ratios)
-    };
-    report.add_with_floor("life_rate", median(&rates), "1/s", Floor::AtLeast(600.0));
-    report.add_with_goal(
-        "life_vs_graphile",
-        ratios(&graphile_rates),
-        "ratio",
-        None,
-        Floor::AtLeast(0.5),
-    );
-    report.add_with_goal(
-        "life_vs_pgboss",
-        ratios(&boss_rates),
-        "ratio",
-        None,
-        Floor::MoreThan(1.0),
-    );
-    report.add("graphile_rate", median(&graphile_rates), "1/s");
-    report.add("pgboss_rate", median(&boss_rates), "1/s");
+    let [own, graphile, boss] = &rounds;
+    let goals = (Floor::AtLeast(0.5), Floor::MoreThan(1.0));
+    report.add_with_floor("life_rate", median(&own.rates), "1/s", Floor::AtLeast(600.0));
+    report.add_with_goal("life_vs_graphile", own.ratio_to(graphile), "ratio", None, goals.0);
+    report.add_with_goal("life_vs_pgboss", own.ratio_to(boss), "ratio", None, goals.1);
+    report.add("graphile_rate", median(&graphile.rates), "1/s");
+    report.add("pgboss_rate", median(&boss.rates), "1/s");
+    report.add("life_cpu", median(&own.processor), "ms");
+    report.add("graphile_cpu", median(&graphile.processor), "ms");
+    report.add("pgboss_cpu", median(&boss.processor), "ms");
     Ok(())
+}
+
+/// What one of the compared did in each round.
+#[derive(Default)]
+struct Rounds {
+    /// Jobs a second.
+    rates: Vec<f64>,
+    /// Processor time of the database for each job, in milliseconds.
+    processor: Vec<f64>,
+}
+
+impl Rounds {
+    fn add(&mut self, rate: f64, jobs: f64, processor_secs: f64) {
+        self.rates.push(rate);
+        self.processor.push(1000.0 * processor_secs / jobs);
+    }
+
+    /// The median of the ratios of the rounds.
+    fn ratio_to(&self, other: &Self) -> f64 {
+        let ratios: Vec<f64> =
+            self.rates.iter().zip(&other.rates).map(|(own, other)| own / other).collect();
+        median(&ratios)
+    }
 }

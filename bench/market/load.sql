@@ -207,15 +207,43 @@ declare
 begin
   perform load.unindex(t) from unnest(v_tables) t;
 
+  -- Each event with the digest of the one before it; `offset 0` keeps each from being computed again for
+  -- every later one.
+  create temp table chain on commit drop as
+  select p.n, d.submitted, d.completed, d.done_at, e1.digest as digest_1, e2.digest as digest_2, e3.digest as digest_3,
+         e4.digest as digest_4, d.events,
+         case d.events when 1 then e1.digest when 3 then e3.digest else e4.digest end as digest
+  from load.plan p
+  cross join lateral (select p.created_at + interval '2 seconds' as done_at,
+    jsonb_build_object('cap', p.cap::text, 'digest', encode(sha256(uuid_send(p.job_id)), 'hex')) as submitted,
+    jsonb_build_object('cost', p.cost::text) as completed,
+    case p.state when 'queued' then 1 when 'running' then 3 else 4 end as events offset 0) d
+  cross join lateral (select infernet.event_digest(null, p.job_id, 1, null, 'submitted', d.submitted, p.created_at) as digest offset 0) e1
+  cross join lateral (select infernet.event_digest(e1.digest, p.job_id, 2, p.attempt_id, 'assigned', '{}', p.created_at) as digest offset 0) e2
+  cross join lateral (select infernet.event_digest(e2.digest, p.job_id, 3, p.attempt_id, 'running', '{}', p.created_at) as digest offset 0) e3
+  cross join lateral (select infernet.event_digest(e3.digest, p.job_id, 4, p.attempt_id, 'completed', d.completed, d.done_at) as digest offset 0) e4;
+  analyze chain;
+
   insert into public.jobs (id, consumer_id, hold_id, kind, state, model_id, model_name, input_bound, max_tokens, price_cap, digest,
-    attempts, max_attempts, deadline_secs, deadline_at, provider_id, payment_offer, cost, input_tokens, output_tokens, finish,
-    created_at, started_at, ended_at)
+    attempt_id, attempts, max_attempts, deadline_secs, deadline_at, provider_id, payment_offer, cost, input_tokens, output_tokens,
+    finish, created_at, started_at, ended_at, events, events_digest)
   select p.job_id, p.consumer_id, p.job_id, 'chat', p.state, p.model_id, p.model_name, 300, 256, p.cap,
-         sha256(uuid_send(p.job_id)), (p.state <> 'queued')::int, 3, 86400, p.created_at + interval '1 day',
-         case when d.done then (p.offer).provider_id end, p.cap, case when d.done then p.cost end,
+         sha256(uuid_send(p.job_id)), case when p.state <> 'queued' then p.attempt_id end, (p.state <> 'queued')::int, 3, 86400,
+         p.created_at + interval '1 day', case when d.done then (p.offer).provider_id end, p.cap, case when d.done then p.cost end,
          case when d.done then 40 end, case when d.done then 90 end, case when d.done then 'stop' end,
-         p.created_at, case when p.state <> 'queued' then p.created_at end, case when d.done then p.created_at + interval '2 seconds' end
-  from load.plan p cross join lateral (select p.state = 'completed' as done) d order by p.n;
+         p.created_at, case when p.state <> 'queued' then p.created_at end, case when d.done then c.done_at end, c.events, c.digest
+  from load.plan p join chain c using (n) cross join lateral (select p.state = 'completed' as done) d order by p.n;
+
+  insert into public.job_events (job_id, seq, attempt_id, event, data, created_at, digest)
+  select p.job_id, e.seq, e.attempt_id, e.event, e.data, e.at, e.digest
+  from load.plan p join chain c using (n)
+  cross join lateral (values
+    (1, null, 'submitted', c.submitted, p.created_at, c.digest_1),
+    (2, p.attempt_id, 'assigned', '{}', p.created_at, c.digest_2),
+    (3, p.attempt_id, 'running', '{}', p.created_at, c.digest_3),
+    (4, p.attempt_id, 'completed', c.completed, c.done_at, c.digest_4)
+  ) as e (seq, attempt_id, event, data, at, digest)
+  where e.seq <= c.events;
 
   insert into public.job_contents (job_id, input, input_sha256, output, output_sha256)
   select p.job_id, i.input, encode(sha256(convert_to(i.input::text, 'UTF8')), 'hex'),
@@ -252,32 +280,6 @@ begin
     price_cap, min_vram_gb, labels, exclude, failed_on)
   select p.job_id, p.consumer_id, p.model_id, 0, p.tag, p.created_at + interval '1 day', 300, 256, 0, p.cap, 0, '{}', '{}', '{}'
   from load.plan p where p.state = 'queued' order by p.n;
-
-  -- Each event with the digest of the one before it; `offset 0` keeps each from being computed again for
-  -- every later one.
-  insert into public.job_events (job_id, seq, attempt_id, event, data, created_at, digest)
-  select p.job_id, e.seq, e.attempt_id, e.event, e.data, e.at, e.digest
-  from load.plan p
-  cross join lateral (select p.created_at + interval '2 seconds' as done_at,
-    jsonb_build_object('state', case p.state when 'queued' then 'queued' else 'assigned' end, 'model', p.model_name,
-                       'cap', p.cap::text) as submitted,
-    jsonb_build_object('number', 1, 'node', (p.offer).provider_name) as attempt,
-    jsonb_build_object('number', 1, 'node', (p.offer).provider_name, 'earned', p.earned::text) as earned,
-    jsonb_build_object('attempts', 1, 'cost', p.cost::text) as completed,
-    case p.state when 'queued' then 1 when 'running' then 3 else 5 end as events offset 0) d
-  cross join lateral (select infernet.event_digest(null, p.job_id, 1, null, 'submitted', d.submitted, p.created_at) as digest offset 0) e1
-  cross join lateral (select infernet.event_digest(e1.digest, p.job_id, 2, p.attempt_id, 'attempt_offered', d.attempt, p.created_at) as digest offset 0) e2
-  cross join lateral (select infernet.event_digest(e2.digest, p.job_id, 3, p.attempt_id, 'attempt_running', d.attempt, p.created_at) as digest offset 0) e3
-  cross join lateral (select infernet.event_digest(e3.digest, p.job_id, 4, p.attempt_id, 'attempt_completed', d.earned, d.done_at) as digest offset 0) e4
-  cross join lateral (select infernet.event_digest(e4.digest, p.job_id, 5, null, 'completed', d.completed, d.done_at) as digest offset 0) e5
-  cross join lateral (values
-    (1, null, 'submitted', d.submitted, p.created_at, e1.digest),
-    (2, p.attempt_id, 'attempt_offered', d.attempt, p.created_at, e2.digest),
-    (3, p.attempt_id, 'attempt_running', d.attempt, p.created_at, e3.digest),
-    (4, p.attempt_id, 'attempt_completed', d.earned, d.done_at, e4.digest),
-    (5, null, 'completed', d.completed, d.done_at, e5.digest)
-  ) as e (seq, attempt_id, event, data, at, digest)
-  where e.seq <= d.events;
 
   perform load.index(t) from unnest(v_tables) t;
 end $$;

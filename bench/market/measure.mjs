@@ -14,11 +14,9 @@ export function number(name) {
 const sleep = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
 
 // Counts for the measured time after the time for warming up.
-export async function rate(count) {
+export async function measure(count) {
   await sleep(number("BENCH_WARM_UP_SECS"));
   const [first, start] = [count(), performance.now()];
   await sleep(number("BENCH_SECS"));
-  const jobs = count() - first;
-  const seconds = (performance.now() - start) / 1000;
-  console.log(JSON.stringify({ jobs, seconds }));
+  return { jobs: count() - first, seconds: (performance.now() - start) / 1000 };
 }

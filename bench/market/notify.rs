@@ -72,10 +72,12 @@ pub(crate) async fn measure(
     let submitted = submit_at_rate(database, &world).await?;
     tokio::time::sleep(PATIENCE).await;
     heard.cancel();
-    let notified = listening.join_next().await.ok_or("The listener is gone.")???;
+    let notified = listening.join_next().await.ok_or("The listener is gone.")??;
+    // When the node broke off, the listener's own failure is only that.
     while let Some(ended) = tasks.join_next().await {
         ended??;
     }
+    let notified = notified?;
     shutdown.cancel();
     realtime.closed().await;
 

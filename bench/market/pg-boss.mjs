@@ -2,7 +2,7 @@
 // how many a second are completed. Prints one line of JSON.
 
 import { createRequire } from "node:module";
-import { number, rate, required } from "./measure.mjs";
+import { measure, number, required } from "./measure.mjs";
 
 const require = createRequire(required("BENCH_MODULES") + "/");
 const { PgBoss } = require("pg-boss");
@@ -30,8 +30,9 @@ async function runLane() {
 }
 
 const running = Array.from({ length: lanes }, runLane);
-await rate(() => done);
+const measured = await measure(() => done);
 stopped = true;
 await Promise.all(running);
 await boss.stop({ graceful: false });
+console.log(JSON.stringify({ ...measured, total: done }));
 process.exit(0);

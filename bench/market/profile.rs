@@ -9,6 +9,7 @@ use infernet::stack::postgres::Connection;
 
 use super::database::Database;
 use super::lives::{LANES, live_for, open_warm_lanes};
+use super::processor::processor_time;
 use super::world::World;
 use crate::harness::market::Failure;
 
@@ -31,13 +32,17 @@ pub(crate) async fn print(database: &Database, world: &Arc<World>) -> Result<(),
     let lanes = open_warm_lanes(database, world, &models).await?;
 
     let sampler = database.superuser().await?;
+    let before = processor_time(&database.cluster())?;
     let (done, (lanes, lived)) =
         tokio::try_join!(sample_waits(&sampler), live_for(lanes, &models, PROFILED))?;
+    let lives = lived.lives.len() as f64;
+    let processor = 1000.0 * (processor_time(&database.cluster())? - before) / lives;
     println!(
         "{:.1} lives a second over {LANES} connections; calls: {}",
         lived.rate(),
         lived.calls()
     );
+    println!("{processor:.3} ms of the database's processor time a life");
     println!("\nWhat the connections did:");
     for (what, share) in done {
         println!("{:>8.1} %  {what}", 100.0 * share);
