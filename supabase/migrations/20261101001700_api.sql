@@ -60,6 +60,25 @@ language sql set search_path = '' as $$ select infernet.retry_job(p_job) $$;
 create function public.discard_job(p_job uuid) returns jsonb
 language sql set search_path = '' as $$ select infernet.discard_job(p_job) $$;
 
+create function public.submit_batch(
+  p_id uuid, p_model text, p_items jsonb, p_kind text default 'chat', p_max_tokens int default null,
+  p_max_cost numeric default null, p_deadline_secs int default null, p_title text default null, p_needs jsonb default '{}',
+  p_priority int default 0, p_delay_secs int default 0, p_max_seconds int default null) returns jsonb
+language plpgsql set search_path = '' as $$
+begin
+  return infernet.submit_batch(p_id, p_model, p_items, p_kind, p_max_tokens, p_max_cost, p_deadline_secs, p_title,
+                               p_needs, p_priority, p_delay_secs, p_max_seconds);
+end $$;
+
+create function public.get_batch(p_batch uuid, p_after int default 0, p_limit int default 100) returns jsonb
+language sql stable set search_path = '' as $$ select infernet.get_batch(p_batch, p_after, p_limit) $$;
+
+create function public.list_batches(p_limit int default 20, p_before timestamptz default null) returns jsonb
+language sql stable set search_path = '' as $$ select infernet.list_batches(p_limit, p_before) $$;
+
+create function public.cancel_batch(p_batch uuid) returns jsonb
+language sql set search_path = '' as $$ select infernet.cancel_batch(p_batch) $$;
+
 -- ---------------------------------------------------------------- nodes
 
 create function public.register_node(

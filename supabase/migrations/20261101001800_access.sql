@@ -14,7 +14,7 @@ begin
       and n.nspname in ('infernet', 'public')
       and (n.nspname = 'infernet' or c.relname in (
         'settings', 'users', 'operators', 'providers', 'clients', 'aggregators', 'node_liveness', 'node_stops', 'models', 'offers',
-        'jobs', 'job_contents', 'job_attempts', 'job_events', 'node_commands', 'distributed_jobs', 'node_roles',
+        'jobs', 'batches', 'job_contents', 'job_attempts', 'job_events', 'node_commands', 'distributed_jobs', 'node_roles',
         'ledger_accounts', 'ledger_transfers', 'ledger_entries', 'ledger_holds', 'ledger_statement',
         'platform_wallets', 'provider_payouts', 'payout_batches', 'payment_transactions'))
   loop
@@ -25,7 +25,8 @@ begin
     join pg_catalog.pg_namespace n on n.oid = p.pronamespace
     where n.nspname = 'infernet' or (n.nspname = 'public' and p.proname in (
       'info', 'overview', 'provider_cards', 'whoami', 'balance', 'make_enrolment', 'quote_job', 'submit_job', 'get_job',
-      'cancel_job', 'failed_jobs', 'retry_job', 'discard_job', 'start_attempts', 'complete_attempts', 'register_node', 'heartbeat', 'claim_attempts', 'start_attempt', 'complete_attempt', 'fail_attempt',
+      'cancel_job', 'failed_jobs', 'retry_job', 'discard_job',
+      'submit_batch', 'get_batch', 'list_batches', 'cancel_batch', 'start_attempts', 'complete_attempts', 'register_node', 'heartbeat', 'claim_attempts', 'start_attempt', 'complete_attempt', 'fail_attempt',
       'leave', 'node_status', 'acknowledge_command', 'finish_command', 'drain_node', 'resume_node', 'set_maintenance',
       'command_node', 'cancel_command', 'list_nodes', 'get_node', 'grant_credit', 'set_node_approval', 'set_user_status', 'set_setting', 'prove_ledger', 'health',
       'consume_login', 'ensure_operator', 'tick'))
@@ -47,7 +48,12 @@ grant execute on function
   infernet.submit_job(uuid, text, jsonb, text, int, numeric, int, text, jsonb, int, int, int),
   public.get_job(uuid), infernet.get_job(uuid), public.cancel_job(uuid), infernet.cancel_job(uuid),
   public.failed_jobs(int, timestamptz), infernet.failed_jobs(int, timestamptz),
-  public.retry_job(uuid), infernet.retry_job(uuid), public.discard_job(uuid), infernet.discard_job(uuid)
+  public.retry_job(uuid), infernet.retry_job(uuid), public.discard_job(uuid), infernet.discard_job(uuid),
+  public.submit_batch(uuid, text, jsonb, text, int, numeric, int, text, jsonb, int, int, int),
+  infernet.submit_batch(uuid, text, jsonb, text, int, numeric, int, text, jsonb, int, int, int),
+  public.get_batch(uuid, int, int), infernet.get_batch(uuid, int, int),
+  public.list_batches(int, timestamptz), infernet.list_batches(int, timestamptz),
+  public.cancel_batch(uuid), infernet.cancel_batch(uuid)
 to authenticated;
 
 grant execute on function
@@ -96,7 +102,7 @@ grant execute on function infernet.usd(numeric), infernet.price(numeric, numeric
 grant select on public.models, public.offers to anon;
 grant select on
   public.settings, public.users, public.operators, public.providers, public.clients, public.aggregators, public.node_liveness,
-  public.node_stops, public.models, public.offers, public.jobs, public.job_contents, public.job_attempts, public.job_events,
+  public.node_stops, public.models, public.offers, public.jobs, public.batches, public.job_contents, public.job_attempts, public.job_events,
   public.node_commands, public.distributed_jobs, public.node_roles,
   public.ledger_accounts, public.ledger_transfers, public.ledger_entries, public.ledger_holds, public.ledger_statement,
   public.platform_wallets, public.provider_payouts, public.payout_batches, public.payment_transactions
@@ -105,7 +111,7 @@ to authenticated;
 grant select on all tables in schema infernet to service_role;
 grant select, insert, update, delete on
   public.settings, public.users, public.operators, public.providers, public.clients, public.aggregators, public.node_liveness,
-  public.models, public.offers, public.jobs, public.job_contents, public.job_attempts, public.job_events,
+  public.models, public.offers, public.jobs, public.batches, public.job_contents, public.job_attempts, public.job_events,
   public.node_commands, public.distributed_jobs, public.node_roles,
   public.platform_wallets, public.provider_payouts, public.payout_batches, public.payment_transactions
 to service_role;
@@ -142,6 +148,8 @@ create policy read on public.offers for select to authenticated
 
 -- A job's row is its consumer's, and operators' who watch the fleet; what it says is its consumer's alone.
 create policy read on public.jobs for select to authenticated
+  using (consumer_id = (select auth.uid()) or (select infernet.is_operator()));
+create policy read on public.batches for select to authenticated
   using (consumer_id = (select auth.uid()) or (select infernet.is_operator()));
 create policy read on public.job_contents for select to authenticated
   using (job_id in (select j.id from public.jobs j where j.consumer_id = (select auth.uid())));

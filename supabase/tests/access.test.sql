@@ -35,6 +35,7 @@ insert into expected_table values
   ('public.models',               'SELECT', 'SELECT', 'DELETE INSERT SELECT UPDATE'),
   ('public.offers',               'SELECT', 'SELECT', 'DELETE INSERT SELECT UPDATE'),
   ('public.jobs',                 '',       'SELECT', 'DELETE INSERT SELECT UPDATE'),
+  ('public.batches',              '',       'SELECT', 'DELETE INSERT SELECT UPDATE'),
   ('public.job_contents',         '',       'SELECT', 'DELETE INSERT SELECT UPDATE'),
   ('public.job_attempts',         '',       'SELECT', 'DELETE INSERT SELECT UPDATE'),
   ('public.job_events',           '',       'SELECT', 'DELETE INSERT SELECT UPDATE'),
@@ -96,6 +97,11 @@ insert into expected_function values
   ('public.failed_jobs(integer,timestamptz)', 'authenticated'), ('infernet.failed_jobs(integer,timestamptz)', 'authenticated'),
   ('public.retry_job(uuid)', 'authenticated'), ('infernet.retry_job(uuid)', 'authenticated'),
   ('public.discard_job(uuid)', 'authenticated'), ('infernet.discard_job(uuid)', 'authenticated'),
+  ('public.submit_batch(uuid,text,jsonb,text,integer,numeric,integer,text,jsonb,integer,integer,integer)', 'authenticated'),
+  ('infernet.submit_batch(uuid,text,jsonb,text,integer,numeric,integer,text,jsonb,integer,integer,integer)', 'authenticated'),
+  ('public.get_batch(uuid,integer,integer)', 'authenticated'), ('infernet.get_batch(uuid,integer,integer)', 'authenticated'),
+  ('public.list_batches(integer,timestamptz)', 'authenticated'), ('infernet.list_batches(integer,timestamptz)', 'authenticated'),
+  ('public.cancel_batch(uuid)', 'authenticated'), ('infernet.cancel_batch(uuid)', 'authenticated'),
   ('public.heartbeat(uuid[],boolean,boolean)', 'authenticated'), ('infernet.heartbeat(uuid[],boolean,boolean)', 'authenticated'),
   ('public.claim_attempts(uuid[],boolean)', 'authenticated'), ('infernet.claim_attempts(uuid[],boolean)', 'authenticated'),
   ('public.start_attempt(uuid,uuid)', 'authenticated'), ('infernet.start_attempt(uuid,uuid)', 'authenticated'),
@@ -194,6 +200,8 @@ begin
   insert into public.distributed_jobs (job_id, coordinator_id, strategy)
   values ('00000000-0000-7000-8000-000000000001', tests.subject('n1'), 'rpc') returning id into v_gang;
   insert into public.node_roles values (v_gang, 0, tests.subject('n1'), 'coordinator');
+  insert into public.batches (id, consumer_id, kind, model_name, items, digest, created_at)
+  values ('00000000-0000-7000-8000-00000000000b', tests.user('alice'), 'chat', 'm', 1, '', now());
   insert into public.platform_wallets (coin, network, address) values ('usdc', 'base', '0x0000000000000000000000000000000000000000');
   insert into public.provider_payouts (owner_id, coin, network, address)
   values (tests.user('carol'), 'usdc', 'base', '0x0000000000000000000000000000000000000001') returning id into v_payout;
@@ -239,6 +247,7 @@ insert into expected_rows values
   ('models',                '1',  '1',  '1',  '1',  '1',  '1',  '1',  '*',  '*'),
   ('offers',                '1',  '1',  '1',  '1',  '1',  '1',  '1',  '*',  '*'),
   ('jobs',                  '-',  '0',  '0',  '0',  '0',  '0',  '1',  '*',  '*'),
+  ('batches',               '-',  '0',  '0',  '0',  '0',  '0',  '1',  '*',  '*'),
   ('job_contents',          '-',  '0',  '0',  '0',  '0',  '0',  '1',  '0',  '*'),
   ('job_attempts',          '-',  '0',  '0',  '0',  '1',  '1',  '1',  '*',  '*'),
   ('job_events',            '-',  '0',  '0',  '0',  '0',  '0',  '*',  '*',  '*'),
@@ -308,6 +317,10 @@ insert into expected_call values
   ('failed_jobs()',                                                                        '42501', 'PT401', 'done', 'PT401', 'PT401', 'done', 'done', 'done'),
   ('retry_job(''00000000-0000-7000-8000-000000000001'')',                                  '42501', 'PT401', 'PT404', 'PT401', 'PT401', 'PT404', 'PT409', 'PT404'),
   ('discard_job(''00000000-0000-7000-8000-000000000001'')',                                '42501', 'PT401', 'PT404', 'PT401', 'PT401', 'PT404', 'done', 'PT404'),
+  ('submit_batch(gen_random_uuid(), ''m'', ''[]'')',                                       '42501', 'PT401', 'PT422', 'PT401', 'PT401', 'PT422', 'PT422', 'PT422'),
+  ('get_batch(''00000000-0000-7000-8000-00000000000b'')',                                  '42501', 'PT401', 'PT404', 'PT401', 'PT401', 'PT404', 'done', 'PT404'),
+  ('list_batches()',                                                                       '42501', 'PT401', 'done', 'PT401', 'PT401', 'done', 'done', 'done'),
+  ('cancel_batch(''00000000-0000-7000-8000-00000000000b'')',                               '42501', 'PT401', 'PT404', 'PT401', 'PT401', 'PT404', 'done', 'PT404'),
   ('register_node(''{}'', ''[{"model":"m"}]'')',                                        '42501', 'PT403', 'PT403', 'done',  'done',  'PT403', 'PT403', 'PT403'),
   ('heartbeat()',                                                                       '42501', 'PT403', 'PT403', 'done',  'done',  'PT403', 'PT403', 'PT403'),
   ('claim_attempts()',                                                                  '42501', 'PT403', 'PT403', 'done',  'done',  'PT403', 'PT403', 'PT403'),
