@@ -272,9 +272,6 @@ begin
   insert into infernet.live_attempts (job_id, attempt_id, offer_id, provider_id, consumer_id, due_at)
   select p.job_id, p.attempt_id, (p.offer).id, (p.offer).provider_id, p.consumer_id, p.created_at + interval '1 day'
   from load.plan p where p.state = 'running' order by p.n;
-  update infernet.offer_load l set busy = l.busy + r.n
-  from (select (p.offer).id as id, count(*)::int as n from load.plan p where p.state = 'running' group by 1) r
-  where l.offer_id = r.id;
 
   insert into infernet.queue (job_id, consumer_id, model_id, priority, tag, deadline_at, input_bound, max_tokens, max_seconds,
     price_cap, min_vram_gb, labels, exclude, failed_on)

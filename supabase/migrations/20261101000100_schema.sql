@@ -8,7 +8,7 @@
 -- pricing, assignment, consumer calls, node calls, attempt calls, the tick, operator calls, health, reporting, access.
 --
 -- One order of locks holds everywhere, so that no two calls can wait for each other:
---   node_liveness, jobs, job_attempts, ledger_accounts (by id), offer_load.
+--   node_liveness, batches, jobs (several: by id), job_attempts, ledger_accounts (by id), offer_load.
 -- Whoever holds a row of offer_load waits for nothing more; what must take a second one skips
 -- locked rows instead.
 

@@ -39,73 +39,16 @@ create table public.offers (
 alter table public.offers enable row level security;
 create index offers_market on public.offers (model_id, id) where enabled and approved;
 
--- How many slots of an offer are taken, and what the server has seen of it: output tokens a second
--- (a moving average) and when it last finished a job. A narrow row of its own, so that taking a slot
--- is a HOT update; its lock is the one guard against giving a slot twice.
+-- What the server has seen of an offer: output tokens a second (a moving average) and when it last finished a
+-- job. The lock of this row is the one guard against giving a slot twice: whoever gives one away holds it,
+-- and counts the live attempts. Nobody needs it to give a slot back, so none is ever left taken.
 create table infernet.offer_load (
   offer_id  uuid primary key references public.offers (id),
   slots     int not null check (slots >= 1),
-  busy      int not null default 0 check (busy >= 0),
   speed     real,
   last_done timestamptz
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 100);
 alter table infernet.offer_load enable row level security;
-
--- Takes a slot of the first of these offers that has one, and returns it. Rows that somebody holds are passed
--- by, because the next best offer now is better than the best one after somebody's commit; p_wait: unless
--- nothing else is left. Only a caller that holds no other row of offer_load may wait: two that each hold
--- one slot and want the other's would wait for ever.
-create function infernet.take_first(p_offers uuid[], p_wait boolean) returns uuid
-language plpgsql security definer set search_path = '' as $$
-declare
-  v_offer uuid;
-begin
-  if p_offers is null then
-    return null;
-  end if;
-  foreach v_offer in array p_offers loop
-    update infernet.offer_load set busy = busy + 1
-    where offer_id = (select l.offer_id from infernet.offer_load l
-                      where l.offer_id = v_offer and l.busy < l.slots for update skip locked);
-    if found then
-      return v_offer;
-    end if;
-  end loop;
-  if p_wait then
-    foreach v_offer in array p_offers loop
-      update infernet.offer_load set busy = busy + 1 where offer_id = v_offer and busy < slots;
-      if found then
-        return v_offer;
-      end if;
-    end loop;
-  end if;
-  return null;
-end $$;
-
--- Takes up to so many slots at once, and returns how many; p_wait as in take_first.
-create function infernet.take_slots(p_offer uuid, p_count int, p_wait boolean) returns int
-language plpgsql security definer set search_path = '' as $$
-declare
-  v_free int;
-begin
-  if p_wait then
-    select l.slots - l.busy into v_free from infernet.offer_load l where l.offer_id = p_offer for update;
-  else
-    select l.slots - l.busy into v_free from infernet.offer_load l where l.offer_id = p_offer for update skip locked;
-  end if;
-  v_free := least(p_count, coalesce(v_free, 0));
-  if v_free <= 0 then
-    return 0;
-  end if;
-  update infernet.offer_load set busy = busy + v_free where offer_id = p_offer;
-  return v_free;
-end $$;
-
-create function infernet.release_slot(p_offer uuid) returns void
-language plpgsql security definer set search_path = '' as $$
-begin
-  update infernet.offer_load set busy = busy - 1 where offer_id = p_offer;
-end $$;
 
 -- Writes one offer of a provider; each is one element of register_node's p_offers.
 create function infernet.put_offer(p_node public.providers, p_offer jsonb) returns uuid

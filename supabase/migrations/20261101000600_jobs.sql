@@ -133,8 +133,14 @@ create table infernet.live_attempts (
 ) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 200);
 alter table infernet.live_attempts enable row level security;
 create index live_attempts_node on infernet.live_attempts (provider_id);
+create index live_attempts_offer on infernet.live_attempts (offer_id);
 create index live_attempts_consumer on infernet.live_attempts (consumer_id);
 create index live_attempts_due on infernet.live_attempts (due_at);
+
+-- How many slots of an offer are taken.
+create function infernet.busy(p_offer uuid) returns int
+language sql stable parallel safe
+return (select count(*)::int from infernet.live_attempts l where l.offer_id = p_offer);
 
 -- Jobs that failed for good or expired, until their consumer retries or discards them.
 create table infernet.failed_jobs (

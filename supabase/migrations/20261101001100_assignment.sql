@@ -77,15 +77,16 @@ begin
            when o.vram_gb < p_job.min_vram_gb then 'too little memory'
            when not o.labels @> p_job.labels then 'without the labels'
            when p_job.region is distinct from coalesce(o.region, '') and p_job.region is not null then 'in another region'
-           when l.busy >= l.slots then 'busy'
+           when b.busy >= l.slots then 'busy'
            when p_job.retry_after > v_now and o.provider_id = any (p_job.failed_on) then 'failed it before' end as verdict,
       infernet.score(v_weights, case when c.cap > 0 then (o.cost / c.cap)::double precision else 0 end, l.speed / v_usual,
-        o.reputation, coalesce(l.last_done > v_warm, false), l.busy::double precision / l.slots, n.realtime,
+        o.reputation, coalesce(l.last_done > v_warm, false), b.busy::double precision / l.slots, n.realtime,
         o.provider_id = any (p_job.prefer), o.provider_id = any (p_job.failed_on)) as score
     from priced o
     cross join cap c
     join infernet.offer_load l on l.offer_id = o.id
     join public.node_liveness n on n.node_id = o.provider_id
+    cross join lateral (select infernet.busy(o.id) as busy) b
   )
   select array_agg(j.id order by j.score, random()) filter (where j.verdict is null), min(j.cap), min(j.lowest),
          jsonb_build_object('seen', count(*), 'offers', to_jsonb((array_agg(
@@ -94,6 +95,50 @@ begin
   into v_choice
   from judged j;
   return v_choice;
+end $$;
+
+-- Locks an offer and says how many of p_count slots it has free; from then on they are the caller's to give
+-- away. Null when somebody else holds it. p_wait: waits for whoever holds the lock; only a caller that holds no other row of offer_load may,
+-- because two that each hold one and want the other's would wait for ever.
+create function infernet.take_slots(p_offer uuid, p_count int, p_wait boolean) returns int
+language plpgsql volatile security definer set search_path = '' as $$
+declare
+  v_slots int;
+begin
+  if p_wait then
+    select l.slots into v_slots from infernet.offer_load l where l.offer_id = p_offer for update;
+  else
+    select l.slots into v_slots from infernet.offer_load l where l.offer_id = p_offer for update skip locked;
+  end if;
+  if v_slots is null then
+    return null;
+  end if;
+  -- A statement of its own, so that it sees what was given away until the lock was had.
+  return greatest(0, least(p_count, v_slots - infernet.busy(p_offer)));
+end $$;
+
+-- Takes a slot of the first of these offers that has one, and returns it. Those that somebody holds are passed
+-- by, because the next best offer now is better than the best one after somebody's commit; p_wait: unless
+-- nothing else is left.
+create function infernet.take_first(p_offers uuid[], p_wait boolean) returns uuid
+language plpgsql volatile security definer set search_path = '' as $$
+declare
+  v_offer uuid;
+  v_taken int;
+  v_holds boolean := false;
+begin
+  foreach v_offer in array coalesce(p_offers, '{}') loop
+    v_taken := infernet.take_slots(v_offer, 1, false);
+    if v_taken = 1 then
+      return v_offer;
+    end if;
+    -- Locked and found full in the meantime.
+    v_holds := v_holds or v_taken is not null;
+  end loop;
+  if p_wait and not v_holds and cardinality(p_offers) > 0 and infernet.take_slots(p_offers[1], 1, true) = 1 then
+    return p_offers[1];
+  end if;
+  return null;
 end $$;
 
 -- Writes attempts of jobs on an offer whose slots the caller has taken: their price is copied from the
@@ -151,7 +196,7 @@ begin
 end $$;
 
 -- Gives a queued job to the best node that is free; null when there is none. The caller has locked
--- the job's row. p_wait: wait for a slot that is just changing hands (see take_first).
+-- the job's row. p_wait: wait for a slot that is just changing hands (see take_slots).
 create function infernet.assign_job(p_job uuid, p_wait boolean) returns uuid
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -219,30 +264,27 @@ begin
   return v_ids;
 end $$;
 
--- Gives the next jobs of the line to an offer, at most p_count; returns their attempts. p_wait as in
--- take_first; jobs that somebody else is just looking at are skipped. p_held: so many slots are the
--- caller's own, who passes them on, takes no other, and gives back those for which there is no job.
-create function infernet.fill_offer(p_offer uuid, p_count int, p_wait boolean, p_held int, p_settings jsonb) returns uuid[]
+-- Gives the next jobs of the line to an offer, as many as it has free slots and at most p_count; returns their
+-- attempts. p_wait as in take_slots; jobs that somebody else is just looking at are skipped.
+create function infernet.fill_offer(p_offer uuid, p_count int, p_wait boolean, p_settings jsonb) returns uuid[]
 language plpgsql security definer set search_path = '' as $$
 declare
   v_now   timestamptz := infernet.clock();
   v_offer public.offers;
-  v_free  int;
   v_ids   uuid[];
 begin
   select o.* into v_offer from public.offers o join public.node_liveness n on n.node_id = o.provider_id
   where o.id = p_offer and o.enabled and o.approved and n.lease_until > v_now and not n.draining
     and exists (select from infernet.queue q where q.model_id = o.model_id and q.ready_at is null);
-  if found then
-    select l.slots - l.busy + p_held into v_free from infernet.offer_load l where l.offer_id = p_offer;
-    v_ids := infernet.next_ids(v_offer, least(p_count, v_free), p_settings);
+  if not found then
+    return null;
   end if;
-  if p_held > coalesce(cardinality(v_ids), 0) then
-    update infernet.offer_load set busy = busy - (p_held - coalesce(cardinality(v_ids), 0)) where offer_id = p_offer;
-  elsif p_held = 0 and v_ids is not null then
-    v_ids := v_ids[1 : infernet.take_slots(p_offer, cardinality(v_ids), p_wait)];
+  v_ids := infernet.next_ids(v_offer, least(p_count, v_offer.slots - infernet.busy(p_offer)), p_settings);
+  if v_ids is null then
+    return null;
   end if;
-  if coalesce(cardinality(v_ids), 0) = 0 then
+  v_ids := v_ids[1 : coalesce(infernet.take_slots(p_offer, cardinality(v_ids), p_wait), 0)];
+  if v_ids = '{}' then
     return null;
   end if;
   return infernet.give_jobs(v_ids, p_offer, p_settings, '{"by": "line"}');
@@ -259,8 +301,7 @@ end $$;
 
 -- ---------------------------------------------------------------- ends of attempts without a result
 
--- Ends a live attempt. The slot is given back by the caller, after all accounts were touched: that is
--- the order of locks.
+-- Ends a live attempt, and with it frees its slot.
 create function infernet.close_attempt(p_attempt uuid, p_state public.attempt_state, p_code text, p_message text)
 returns void
 language plpgsql security definer set search_path = '' as $$
@@ -324,10 +365,8 @@ begin
                                   infernet.secs(v_settings, 'retry_secs_max'))
     where id = v_job.id;
     perform infernet.enqueue(array[v_job.id], true);
-    perform infernet.release_slot(p_attempt.offer_id);
     perform infernet.assign_job(v_job.id, false);
     return (select j.state from public.jobs j where j.id = v_job.id);
   end if;
-  perform infernet.release_slot(p_attempt.offer_id);
   return (select j.state from public.jobs j where j.id = v_job.id);
 end $$;

@@ -229,7 +229,6 @@ begin
   if found then
     return infernet.repeated_submit(v_job, v_user.id, v_digest);
   end if;
-  perform infernet.lazy_tick();
   v_model := infernet.find_model(p_model);
   perform infernet.check_input(v_settings, p_kind, p_input);
   v_job := infernet.draft_job(v_settings, v_user, v_model, p_kind, p_max_tokens, p_max_seconds, p_deadline_secs, p_title,
@@ -273,6 +272,8 @@ begin
     perform infernet.check_queued_limit(v_user, v_settings, 1);
     perform infernet.enqueue(array[p_id], false);
   end if;
+  -- Last, because it gives slots away, and whoever holds one waits for nothing more.
+  perform infernet.lazy_tick();
   return infernet.job_answer(v_job, v_contents) || '{"created": true}';
 end $$;
 
@@ -293,33 +294,43 @@ begin
   return infernet.job_json(p_job);
 end $$;
 
--- Stops a job. What waits or has not started ends at once and costs nothing; what runs is told to
--- stop, and what it has delivered until then is paid. Safe to repeat; an ended job stays as it is.
+-- Stops a job whose row the caller holds. What waits or has not started ends at once and costs nothing; what
+-- runs is told to stop, and what it has delivered until then is paid. An ended job stays as it is. Returns
+-- the offer whose slot this frees.
+create function infernet.stop_job(p_job public.jobs, p_settings jsonb) returns uuid
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_attempt public.job_attempts;
+begin
+  case p_job.state
+    when 'unpaid', 'queued' then
+      perform infernet.end_job(p_job.id, 'cancelled', 'cancelled', 'Cancelled before it was given to a node.');
+    when 'assigned' then
+      select * into strict v_attempt from public.job_attempts a where a.id = p_job.attempt_id for update;
+      perform infernet.close_attempt(v_attempt.id, 'cancelled', 'cancelled', 'Cancelled before it started.');
+      perform infernet.end_job(p_job.id, 'cancelled', 'cancelled', 'Cancelled before it started.');
+      return v_attempt.offer_id;
+    when 'running' then
+      update public.jobs set state = 'cancelling', cancel_at = infernet.clock() where id = p_job.id;
+      update infernet.live_attempts set due_at = least(due_at, infernet.clock() + infernet.secs(p_settings, 'cancel_secs'))
+      where job_id = p_job.id;
+    else
+      null;
+  end case;
+  return null;
+end $$;
+
+-- Stops one's own job, and passes its slot on. Safe to repeat.
 create function infernet.cancel_job(p_job uuid) returns jsonb
 language plpgsql security definer set search_path = ''
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
   v_settings jsonb := infernet.settings_now();
-  v_job      public.jobs := infernet.own_job(p_job, infernet.require_user(), true);
-  v_attempt  public.job_attempts;
+  v_offer    uuid := infernet.stop_job(infernet.own_job(p_job, infernet.require_user(), true), v_settings);
 begin
-  case v_job.state
-    when 'unpaid', 'queued' then
-      perform infernet.end_job(p_job, 'cancelled', 'cancelled', 'Cancelled before it was given to a node.');
-    when 'assigned' then
-      select * into strict v_attempt from public.job_attempts a
-      where a.job_id = p_job and a.state = 'offered' for update;
-      perform infernet.close_attempt(v_attempt.id, 'cancelled', 'cancelled', 'Cancelled before it started.');
-      perform infernet.end_job(p_job, 'cancelled', 'cancelled', 'Cancelled before it started.');
-      perform infernet.release_slot(v_attempt.offer_id);
-      perform infernet.fill_offer(v_attempt.offer_id, 1, true, 0, v_settings);
-    when 'running' then
-      update public.jobs set state = 'cancelling', cancel_at = infernet.clock() where id = p_job;
-      update infernet.live_attempts set due_at = least(due_at, infernet.clock() + infernet.secs(v_settings, 'cancel_secs'))
-      where job_id = p_job;
-    else
-      null;
-  end case;
+  if v_offer is not null then
+    perform infernet.fill_offer(v_offer, 1, true, v_settings);
+  end if;
   return infernet.job_json(p_job);
 end $$;
 

@@ -210,10 +210,11 @@ create function infernet.cancel_batch(p_batch uuid) returns jsonb
 language plpgsql security definer set search_path = ''
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
-  v_batch   public.batches := infernet.own_batch(p_batch, true);
-  v_now     timestamptz := infernet.clock();
-  v_waiting uuid[];
-  v_job     uuid;
+  v_batch    public.batches := infernet.own_batch(p_batch, true);
+  v_now      timestamptz := infernet.clock();
+  v_settings jsonb := infernet.settings_now();
+  v_waiting  uuid[];
+  v_job      public.jobs;
 begin
   update public.batches set cancelled_at = coalesce(cancelled_at, v_now) where id = p_batch returning * into v_batch;
   -- All rows first, in the order of their ids; a job that was just given to a node is seen as it is then.
@@ -226,8 +227,9 @@ begin
     where id = any (v_waiting);
     delete from infernet.queue where job_id = any (v_waiting);
   end if;
-  for v_job in select j.id from public.jobs j where j.batch_id = p_batch and j.state in ('assigned', 'running') order by j.id loop
-    perform infernet.cancel_job(v_job);
+  for v_job in select * from public.jobs j where j.batch_id = p_batch and j.state in ('assigned', 'running') order by j.id loop
+    -- The freed slots are filled by their nodes' next calls.
+    perform infernet.stop_job(v_job, v_settings);
   end loop;
   return infernet.batch_json(v_batch);
 end $$;

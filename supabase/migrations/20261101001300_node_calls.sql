@@ -132,9 +132,9 @@ end $$;
 
 create function infernet.offers_json(p_node uuid) returns jsonb
 language sql stable security definer set search_path = '' as $$
-  select coalesce(jsonb_agg(jsonb_build_object('id', o.id, 'model', m.name, 'slots', o.slots, 'busy', l.busy,
+  select coalesce(jsonb_agg(jsonb_build_object('id', o.id, 'model', m.name, 'slots', o.slots, 'busy', infernet.busy(o.id),
            'price_input', infernet.usd(o.price_input), 'price_output', infernet.usd(o.price_output)) order by m.name), '[]')
-  from public.offers o join public.models m on m.id = o.model_id join infernet.offer_load l on l.offer_id = o.id
+  from public.offers o join public.models m on m.id = o.model_id
   where o.provider_id = p_node and o.enabled
 $$;
 
@@ -173,12 +173,12 @@ begin
     return false;
   end if;
   for v_offer in
-    select o.id, l.slots - l.busy as free from public.offers o join infernet.offer_load l on l.offer_id = o.id
-    where o.provider_id = p_node and o.enabled and o.approved and l.busy < l.slots
+    select o.id, o.slots from public.offers o
+    where o.provider_id = p_node and o.enabled and o.approved and infernet.busy(o.id) < o.slots
       and exists (select from infernet.queue q where q.model_id = o.model_id and q.ready_at is null)
     order by o.id
   loop
-    v_filled := infernet.fill_offer(v_offer.id, v_offer.free, false, 0, infernet.settings_now()) is not null or v_filled;
+    v_filled := infernet.fill_offer(v_offer.id, v_offer.slots, false, infernet.settings_now()) is not null or v_filled;
   end loop;
   return v_filled;
 end $$;
@@ -241,6 +241,7 @@ declare
   v_before  timestamptz;
   v_live    public.node_liveness;
   v_work    record;
+  v_again   boolean;
 begin
   select p.id, p.approval in ('pending', 'approved'), p.status, r.value, u.last_tick, infernet.stream_share(r.value, u)
   into v_node, v_allowed, v_status, v_set, v_ticked, v_rate
@@ -250,15 +251,19 @@ begin
   end if;
   v_live := infernet.beat(v_node, v_status, v_now + infernet.secs(v_set, 'lease_secs'), v_now, p_realtime, p_draining,
                           cardinality(v_running));
-  if v_ticked < v_now - interval '3 seconds' then
-    perform infernet.lazy_tick();
-  end if;
   v_before := v_now - infernet.secs(v_set, 'forgotten_secs');
   v_work := infernet.node_work(v_node, v_running, v_before);
-  if v_work.forgotten then
+  v_again := v_work.forgotten;
+  if v_again then
     perform infernet.lose_forgotten(v_node, v_running, v_before);
   end if;
-  if (not v_live.draining and infernet.fill_node(v_node)) or v_work.forgotten then
+  -- From here on slots are given away, and whoever holds one waits for nothing more.
+  v_again := (not v_live.draining and infernet.fill_node(v_node)) or v_again;
+  if v_ticked < v_now - interval '3 seconds' then
+    perform infernet.lazy_tick();
+    v_again := true;
+  end if;
+  if v_again then
     v_work := infernet.node_work(v_node, v_running, v_before);
   end if;
   return v_work.work || jsonb_build_object(

@@ -236,7 +236,7 @@ begin
   where id = v_job.id returning state into v_job.state;
   delete from infernet.live_attempts where job_id = v_job.id;
   perform infernet.note_outcome(v_attempt, v_job.consumer_id, null, v_cost, (v_usage -> 'output_tokens')::int);
-  v_next := infernet.fill_offer(v_attempt.offer_id, 1, true, 1, v_settings);
+  v_next := infernet.fill_offer(v_attempt.offer_id, 1, true, v_settings);
   return jsonb_build_object('accepted', true, 'reason', null, 'job_state', v_job.state, 'usage', v_usage,
     'earned', infernet.usd(v_earned), 'next', case when v_next is not null then infernet.offered(v_next[1]) end);
 end $$;
@@ -311,9 +311,10 @@ begin
   from unnest(v_ids) r (id) join public.job_attempts a on a.id = r.id join public.jobs j on j.id = a.job_id;
 
   for v_slots in
-    select a.offer_id as id, count(*)::int as n from public.job_attempts a where a.id = any (v_ids) group by 1 order by 1
+    select a.offer_id as id, count(*)::int as n, row_number() over (order by a.offer_id) = 1 as first
+    from public.job_attempts a where a.id = any (v_ids) group by 1 order by 1
   loop
-    v_next := v_next || coalesce(infernet.fill_offer(v_slots.id, v_slots.n, true, v_slots.n, v_settings), '{}');
+    v_next := v_next || coalesce(infernet.fill_offer(v_slots.id, v_slots.n, v_slots.first, v_settings), '{}');
   end loop;
   for i in 1 .. cardinality(v_which) loop
     v_answers[v_which[i]] := jsonb_build_object('accepted', true, 'reason', null, 'usage', v_usages[i],
@@ -386,7 +387,7 @@ begin
       coalesce(nullif(btrim(regexp_replace(p_message, '[[:cntrl:]]+', ' ', 'g')), ''), 'The node gave no reason.'),
       p_code <> 'shutdown', p_code = 'bad_request' or not coalesce(p_retry, true));
     return jsonb_build_object('accepted', true, 'job_state', v_state, 'next', infernet.offered(coalesce(
-      case when p_code = 'bad_request' then (infernet.fill_offer(v_attempt.offer_id, 1, true, 0, infernet.settings_now()))[1] end,
+      case when p_code = 'bad_request' then (infernet.fill_offer(v_attempt.offer_id, 1, true, infernet.settings_now()))[1] end,
       -- The same job may come straight back, and no message tells a node of what its own call did.
       (select l.attempt_id from infernet.live_attempts l
        where l.job_id = v_attempt.job_id and l.provider_id = v_node.id))));

@@ -120,9 +120,10 @@ begin
   for i in 1 .. p_models loop
     reached := (select q.model_id from infernet.queue q where q.ready_at is null and q.model_id > reached order by q.model_id limit 1);
     exit when reached is null or dispatched >= p_limit;
-    select array_agg(o.id order by random()), array_agg(l.slots - l.busy) into v_offers, v_free
-    from public.offers o join infernet.offer_load l on l.offer_id = o.id join public.node_liveness n on n.node_id = o.provider_id
-    where o.model_id = reached and o.enabled and o.approved and l.busy < l.slots and n.lease_until > v_now and not n.draining;
+    select array_agg(o.id order by random()), array_agg(o.slots - b.busy) into v_offers, v_free
+    from public.offers o join public.node_liveness n on n.node_id = o.provider_id
+    cross join lateral (select infernet.busy(o.id) as busy offset 0) b
+    where o.model_id = reached and o.enabled and o.approved and n.lease_until > v_now and not n.draining and b.busy < o.slots;
     continue when v_offers is null;
     select array_agg(f.job_id) into v_jobs from (
       select q.job_id from infernet.queue q where q.model_id = reached and q.ready_at is null
@@ -136,7 +137,7 @@ begin
       end loop;
     else
       for n in 1 .. cardinality(v_offers) loop
-        dispatched := dispatched + coalesce(cardinality(infernet.fill_offer(v_offers[n], p_limit, false, 0, v_settings)), 0);
+        dispatched := dispatched + coalesce(cardinality(infernet.fill_offer(v_offers[n], p_limit, false, v_settings)), 0);
       end loop;
     end if;
   end loop;

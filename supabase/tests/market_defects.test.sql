@@ -44,8 +44,8 @@ select is((select count(*) from public.job_attempts), 1::bigint, 'in one attempt
 select throws_ok(format('select tests.start(%L, %L, %L)', 'n1', id, gen_random_uuid()), 'PT409', 'This attempt runs under another lease.',
   'a second agent with the node''s key cannot run it too') from long;
 select throws_ok(format('select tests.start(%L, %L, %L)', 'n2', id, gen_random_uuid()), 'PT404', null, 'nor can another node') from long;
-select throws_ok($$insert into public.job_attempts (job_id, number, offer_id, provider_id, provider_name, price_input, price_output, fee_rate, at_submit, offered_at)
-  select job_id, 2, offer_id, provider_id, provider_name, price_input, price_output, fee_rate, false, offered_at from public.job_attempts limit 1$$,
+select throws_ok($$insert into infernet.live_attempts select job_id, gen_random_uuid(), offer_id, provider_id, consumer_id, due_at
+  from infernet.live_attempts$$,
   '23505', null, 'a second live attempt cannot even be written');
 
 -- ------------------------------------------------------------ the result of a job counts once

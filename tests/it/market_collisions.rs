@@ -136,10 +136,11 @@ impl Arena {
         if let Some(proof) = self.market.fault_in_books().await {
             self.faults.push(proof.to_string());
         }
-        let live = "select count(*) from infernet.offer_load l where l.busy <>
-            (select count(*) from public.job_attempts a where a.offer_id = l.offer_id and a.state in ('offered', 'running'))";
+        let live = "select count(*) from infernet.live_attempts l full join
+            (select * from public.job_attempts where state in ('offered', 'running')) a on a.id = l.attempt_id
+            where a.id is null or l.attempt_id is null";
         let differing: i64 = self.market.read(live).await;
-        self.check(differing == 0, || format!("{differing} offers count their slots wrong"));
+        self.check(differing == 0, || format!("{differing} attempts take a slot too much or too little"));
         drop((self.market, self.lanes));
         self.server.stop().await;
         self.faults

@@ -23,7 +23,7 @@ begin
         'cost', a.cost::text, 'earned', a.earned::text, 'code', a.error_code)), '{}')
       from public.job_attempts a),
     'offers', (select coalesce(jsonb_object_agg(o.id, jsonb_build_object(
-        'node', o.provider_id, 'model', m.name, 'slots', l.slots, 'busy', l.busy, 'enabled', o.enabled,
+        'node', o.provider_id, 'model', m.name, 'slots', l.slots, 'busy', infernet.busy(o.id), 'enabled', o.enabled,
         'approved', o.approved, 'price_input', o.price_input::text, 'price_output', o.price_output::text)), '{}')
       from public.offers o join infernet.offer_load l on l.offer_id = o.id join public.models m on m.id = o.model_id),
     'nodes', (select jsonb_object_agg(n.node_id, jsonb_build_object(

@@ -179,7 +179,7 @@ impl Fleet {
         assert_eq!(self.count(open).await, 0);
         let live = "public.job_attempts where state in ('offered', 'running')";
         assert_eq!(self.count(live).await, 0);
-        assert_eq!(self.count("infernet.offer_load where busy <> 0").await, 0);
+        assert_eq!(self.count("infernet.live_attempts").await, 0);
         assert_eq!(self.market.fault_in_books().await, None);
         drop(self.market);
         self.server.stop().await;
