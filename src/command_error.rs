@@ -172,6 +172,16 @@ impl CommandError {
         text
     }
 
+    /// Returns the failure and what caused it on one line, and what to do.
+    pub fn sentence(&self) -> (String, Option<String>) {
+        let mut what = self.error.to_string();
+        for cause in causes(&*self.error) {
+            what.push_str(" Because: ");
+            what.push_str(&cause);
+        }
+        (what, (!self.hints.is_empty()).then(|| self.hints.join(" ")))
+    }
+
     /// Returns the failure as one JSON object.
     fn json(&self) -> String {
         json!({

@@ -14,14 +14,14 @@ const WORTH_TELLING: SignedDuration = SignedDuration::from_secs(5);
 /// Estimates by how much the local clock is ahead of the server's, in
 /// milliseconds: `sent` is the local time before the call, which took `took`;
 /// the server is taken to have looked at its clock half-way.
-pub(super) fn ahead_ms(server: Timestamp, sent: Timestamp, took: Duration) -> i64 {
+pub(crate) fn ahead_ms(server: Timestamp, sent: Timestamp, took: Duration) -> i64 {
     let half = i64::try_from(took.as_millis() / 2).unwrap_or(i64::MAX);
     let local = sent.as_millisecond().saturating_add(half);
     local.saturating_sub(server.as_millisecond())
 }
 
 /// Says in words that the clock is off, when it is by more than five seconds.
-pub(super) fn complaint(ahead_ms: i64) -> Option<String> {
+pub(crate) fn complaint(ahead_ms: i64) -> Option<String> {
     let off = SignedDuration::from_millis(ahead_ms);
     if off.abs() <= WORTH_TELLING {
         return None;

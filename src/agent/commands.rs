@@ -66,29 +66,37 @@ impl CommandContext {
     /// Acknowledges a command, does it, and reports; a command that was done before
     /// is only reported again.
     async fn go_about(&self, command: &NodeCommand, outcomes: &mut HashMap<CommandId, Outcome>) {
-        if !outcomes.contains_key(&command.id) {
-            match self.rpc.acknowledge_command(command.id).await {
-                Ok(answer) if answer.accepted => {}
-                Ok(answer) => {
-                    info!(command = %command.id, state = answer.command.state, "a command has ended before");
-                    return;
-                }
-                Err(error) => {
-                    warn!(command = %command.id, error = %error, "a command could not be acknowledged");
-                    return;
-                }
+        let outcome = match outcomes.get(&command.id) {
+            Some(outcome) => outcome.clone(),
+            None if self.acknowledge(command).await => {
+                info!(command = %command.id, kind = %command.command, "going about a command");
+                let outcome = self.execute(command).await;
+                outcomes.insert(command.id, outcome.clone());
+                outcome
             }
-            info!(command = %command.id, kind = %command.command, "going about a command");
-            let outcome = self.execute(command).await;
-            outcomes.insert(command.id, outcome);
-        }
-        let Some(outcome) = outcomes.get(&command.id) else { return };
-        match self.rpc.finish_command(command.id, outcome.clone()).await {
+            None => return,
+        };
+        match self.rpc.finish_command(command.id, outcome).await {
             Ok(answer) => {
-                info!(command = %command.id, state = answer.command.state, "a command has ended")
+                info!(command = %command.id, state = answer.command.state, "a command has ended");
             }
             Err(error) => {
                 warn!(command = %command.id, error = %error, "what came of a command could not be reported");
+            }
+        }
+    }
+
+    /// Says that this node goes about a command; answers whether it still is to.
+    async fn acknowledge(&self, command: &NodeCommand) -> bool {
+        match self.rpc.acknowledge_command(command.id).await {
+            Ok(answer) if answer.accepted => true,
+            Ok(answer) => {
+                info!(command = %command.id, state = answer.command.state, "a command had ended before");
+                false
+            }
+            Err(error) => {
+                warn!(command = %command.id, error = %error, "a command could not be acknowledged");
+                false
             }
         }
     }

@@ -20,7 +20,7 @@
 //!   arriving.
 
 mod attempt;
-mod clock;
+pub(crate) mod clock;
 mod commands;
 mod heartbeat;
 mod journal;

@@ -8,6 +8,7 @@
 mod ask;
 mod balance;
 mod completion;
+mod doctor;
 #[cfg(feature = "stack")]
 mod down;
 mod init;
@@ -16,6 +17,7 @@ mod join;
 mod log;
 mod login;
 mod model;
+mod node;
 mod operator;
 mod output;
 mod owner;
@@ -132,8 +134,12 @@ enum Command {
     Verify(verify::Args),
     /// Act as the owner of nodes
     Owner(owner::Args),
+    /// List, show, drain, resume and command nodes
+    Node(node::Args),
     /// Act as an operator of the control plane
     Operator(operator::Args),
+    /// Look at everything that must be right, and say what is not
+    Doctor(doctor::Args),
     /// Print a script that completes commands in a shell
     Completion(completion::Args),
     /// Run a control plane on this machine
@@ -171,6 +177,8 @@ impl Command {
             Self::Register(args) => register::run(&args, &context).await,
             Self::Verify(args) => verify::run(&args, &context).await,
             Self::Owner(args) => owner::run(args, &context).await,
+            Self::Node(args) => node::run(args, &context).await,
+            Self::Doctor(args) => Box::pin(doctor::run(&args, &context)).await,
             Self::Operator(args) => operator::run(args, &context).await,
             Self::Start(args) => start::run(&args, &context).await,
             Self::Stop(args) => stop::run(&args, &context).await,

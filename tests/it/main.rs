@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that unwraps fails with the place and the value")]
 
 #[cfg(feature = "stack")]
+mod agent_commands;
+#[cfg(feature = "stack")]
 mod agent_engine;
 #[cfg(feature = "stack")]
 mod agent_faults;
