@@ -181,6 +181,11 @@ language sql as $$ truncate load.plan $$;
 
 -- ---------------------------------------------------------------- writing
 
+-- Waits for a tick to end, and keeps others from running until the caller commits: a tick reads in its own
+-- order what is locked here.
+create function load.stop_tick() returns void
+language sql as $$ select pg_advisory_xact_lock_shared(hashtextextended('infernet.tick', 0)) $$;
+
 -- Keeps the indexes of a table from being written to, until load.index() makes them anew.
 create function load.unindex(p_table regclass) returns void
 language sql as $$ update pg_catalog.pg_index set indisready = false, indisvalid = false where indrelid = p_table $$;
@@ -205,6 +210,7 @@ declare
   v_sha256 text := encode(sha256(convert_to(v_output, 'UTF8')), 'hex');
   v_digest bytea := sha256('choice');
 begin
+  perform load.stop_tick();
   perform load.unindex(t) from unnest(v_tables) t;
 
   -- Each event with the digest of the one before it; `offset 0` keeps each from being computed again for
@@ -288,6 +294,7 @@ set session_replication_role = replica set work_mem = '1GB' set maintenance_work
 declare
   v_tables regclass[] := array['public.ledger_transfers', 'public.ledger_entries', 'public.ledger_holds'];
 begin
+  perform load.stop_tick();
   perform load.unindex(t) from unnest(v_tables) t;
   create temp table transfer on commit drop as
   select p.n, infernet.derived_id(p.job_id, 'hold') as hold_id,

@@ -20,8 +20,8 @@ const SAMPLED_EVERY: Duration = Duration::from_millis(10);
 /// Functions that are printed.
 const MOST: i64 = 45;
 
-/// Lives for a while and prints where the time went, once with and once without the
-/// functions being timed, which costs time itself.
+/// Lives for a while and prints where the time went: on all connections what they waited for,
+/// and then on one alone, where nobody waits for another, the time in each function.
 ///
 /// # Errors
 /// A life goes wrong, or the database refuses.
@@ -33,7 +33,7 @@ pub(crate) async fn print(database: &Database, world: &Arc<World>) -> Result<(),
 
     let sampler = database.superuser().await?;
     let before = processor_time(&database.cluster())?;
-    let (done, (lanes, lived)) =
+    let (done, (mut lanes, lived)) =
         tokio::try_join!(sample_waits(&sampler), live_for(lanes, &models, PROFILED))?;
     let lives = lived.lives.len() as f64;
     let processor = 1000.0 * (processor_time(&database.cluster())? - before) / lives;
@@ -48,16 +48,21 @@ pub(crate) async fn print(database: &Database, world: &Arc<World>) -> Result<(),
         println!("{:>8.1} %  {what}", 100.0 * share);
     }
 
+    lanes.truncate(1);
     owner.batch_execute("alter system set track_functions = 'all'").await?;
     owner.batch_execute("select pg_reload_conf()").await?;
     tokio::time::sleep(Duration::from_secs(1)).await;
     owner.batch_execute("select pg_stat_reset()").await?;
+    let before = processor_time(&database.cluster())?;
     let (lanes, lived) = live_for(lanes, &models, PROFILED).await?;
+    let processor = processor_time(&database.cluster())? - before;
     // The connections hand in what they counted when they are closed.
     drop(lanes);
     tokio::time::sleep(Duration::from_secs(2)).await;
     let lives = lived.lives.len() as f64;
-    println!("\nTimed functions, in a run with {:.1} lives a second, a life each:", lived.rate());
+    println!("\n{:.1} lives a second over one connection; calls: {}", lived.rate(), lived.calls());
+    println!("{:.3} ms of the database's processor time a life", 1000.0 * processor / lives);
+    println!("Its functions, a life each; timing them takes time itself:");
     println!("{:>8} {:>10} {:>10}  function", "calls", "own ms", "whole ms");
     let rows = owner
         .query(
