@@ -129,13 +129,18 @@ create table infernet.live_attempts (
   offer_id    uuid not null,
   provider_id uuid not null,
   consumer_id uuid not null,
-  due_at      timestamptz not null
+  due_at      timestamptz not null,
+  -- Where it stood in line, if it did (see the queue).
+  model_id    uuid,
+  priority    smallint,
+  tag         bigint
 ) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 200);
 alter table infernet.live_attempts enable row level security;
 create index live_attempts_node on infernet.live_attempts (provider_id);
 create index live_attempts_offer on infernet.live_attempts (offer_id);
 create index live_attempts_consumer on infernet.live_attempts (consumer_id);
 create index live_attempts_due on infernet.live_attempts (due_at);
+create index live_attempts_line on infernet.live_attempts (model_id, priority, tag) where tag is not null;
 
 -- How many slots of an offer are taken.
 create function infernet.busy(p_offer uuid) returns int

@@ -1,10 +1,10 @@
 -- The queue: jobs that wait for a node, in lines. A line is one model's jobs of one priority, and it is
 -- fair between consumers.
 --
--- Each waiting job has a tag, its turn: a consumer's next job gets the tag after its last waiting one,
--- and nobody's tag lies before the head of the line. So consumers take turns, whoever queues ten
--- thousand jobs is passed by whoever queues one, and the next job is found by index alone. (Start-time
--- fair queueing: Goyal, Vin, Cheng, SIGCOMM 1996, with one job as the unit.)
+-- Each waiting job has a tag, its turn: a consumer's next job gets the tag after its last one, and nobody's
+-- lies before that of the job last given away, which is the line's time. So consumers take turns, whoever
+-- queues ten thousand jobs is passed by whoever queues one, and the next job is found by index alone.
+-- (Start-time fair queueing: Goyal, Vin, Cheng, SIGCOMM 1996, with one job as the unit.)
 --
 -- A row belongs to its job: only whoever holds the job's row writes or deletes it. What matching asks
 -- of a job is copied here, so that a free slot finds its job without reading the jobs themselves.
@@ -31,23 +31,47 @@ create table infernet.queue (
 ) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 200);
 alter table infernet.queue enable row level security;
 create index queue_line on infernet.queue (model_id, priority desc, tag, job_id) where ready_at is null;
-create index queue_consumer on infernet.queue (consumer_id, model_id, priority, tag);
+create index queue_consumer on infernet.queue (consumer_id);
 create index queue_ready on infernet.queue (ready_at) where ready_at is not null;
 create index queue_deadline on infernet.queue (deadline_at);
 
--- The tag of a consumer's next job in a line.
-create function infernet.next_tag(p_consumer uuid, p_model uuid, p_priority smallint) returns bigint
+-- The last tag that each consumer had in a line, for a day.
+create table infernet.turns (
+  consumer_id uuid not null,
+  model_id    uuid not null,
+  priority    smallint not null,
+  tag         bigint not null,
+  updated_at  timestamptz not null,
+  primary key (consumer_id, model_id, priority)
+) with (autovacuum_vacuum_scale_factor = 0.05);
+alter table infernet.turns enable row level security;
+create index turns_updated on infernet.turns (updated_at);
+
+-- The time of a line: the tag of the job last given away that still lives, or else of the first that waits.
+create function infernet.line_time(p_model uuid, p_priority smallint) returns bigint
 language plpgsql stable security definer set search_path = '' as $$
-declare
-  v_own  bigint;
-  v_head bigint;
 begin
-  select max(q.tag) into v_own from infernet.queue q
-  where q.consumer_id = p_consumer and q.model_id = p_model and q.priority = p_priority;
-  select q.tag into v_head from infernet.queue q
-  where q.model_id = p_model and q.priority = p_priority and q.ready_at is null
-  order by q.tag limit 1;
-  return greatest(v_own + 1, v_head, 0);
+  return coalesce(
+    (select l.tag from infernet.live_attempts l
+     where l.model_id = p_model and l.priority = p_priority and l.tag is not null order by l.tag desc limit 1),
+    (select q.tag from infernet.queue q
+     where q.model_id = p_model and q.priority = p_priority and q.ready_at is null order by q.tag limit 1),
+    0);
+end $$;
+
+-- Takes the tags of a consumer's next p_count jobs in a line, and returns the first of them.
+create function infernet.take_tags(p_consumer uuid, p_model uuid, p_priority smallint, p_count int, p_now timestamptz) returns bigint
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_time bigint := infernet.line_time(p_model, p_priority);
+  v_last bigint;
+begin
+  insert into infernet.turns as t (consumer_id, model_id, priority, tag, updated_at)
+  values (p_consumer, p_model, p_priority, v_time + p_count - 1, p_now)
+  on conflict (consumer_id, model_id, priority) do update set
+    tag = greatest(t.tag + 1, v_time) + p_count - 1, updated_at = p_now
+  returning t.tag into v_last;
+  return v_last - p_count + 1;
 end $$;
 
 -- Puts queued (or unpaid) jobs of one consumer, model and priority into the queue, in the order of the
@@ -60,7 +84,8 @@ declare
   v_tag bigint;
 begin
   select * into strict v_job from public.jobs j where j.id = p_jobs[1];
-  v_tag := case when p_first then 0 else infernet.next_tag(v_job.consumer_id, v_job.model_id, v_job.priority) end;
+  v_tag := case when p_first then 0
+                else infernet.take_tags(v_job.consumer_id, v_job.model_id, v_job.priority, cardinality(p_jobs), v_now) end;
   insert into infernet.queue (job_id, consumer_id, model_id, priority, tag, ready_at, deadline_at, input_bound, max_tokens,
                               max_seconds, price_cap, min_vram_gb, labels, region, exclude, failed_on, retry_after)
   select j.id, j.consumer_id, j.model_id, j.priority, v_tag + case when p_first then 0 else p.n - 1 end,
@@ -83,7 +108,7 @@ begin
     from infernet.queue q join public.jobs j on j.id = q.job_id
     where q.ready_at <= p_now order by q.ready_at limit p_limit for update of j skip locked
   loop
-    update infernet.queue set ready_at = null, tag = infernet.next_tag(v_row.consumer_id, v_row.model_id, v_row.priority)
+    update infernet.queue set ready_at = null, tag = infernet.take_tags(v_row.consumer_id, v_row.model_id, v_row.priority, 1, p_now)
     where job_id = v_row.job_id;
     v_count := v_count + 1;
   end loop;

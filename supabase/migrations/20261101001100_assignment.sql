@@ -142,10 +142,11 @@ begin
 end $$;
 
 -- Writes attempts of jobs on an offer whose slots the caller has taken: their price is copied from the
--- offer in the same statement. The first three arrays run side by side; the caller holds the jobs' rows
--- and has put the attempts' ids there.
+-- offer in the same statement. The arrays run side by side, those of priorities and tags are null for jobs
+-- that stood in no line; the caller holds the jobs' rows and has put the attempts' ids there.
 create function infernet.write_attempts(
-  p_attempts uuid[], p_jobs uuid[], p_consumers uuid[], p_offer uuid, p_settings jsonb, p_choice jsonb, p_at_submit boolean)
+  p_attempts uuid[], p_jobs uuid[], p_consumers uuid[], p_priorities smallint[], p_tags bigint[],
+  p_offer uuid, p_settings jsonb, p_choice jsonb, p_at_submit boolean)
 returns void
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -159,27 +160,30 @@ begin
   from public.offers o join public.providers p on p.id = o.provider_id
   cross join unnest(p_attempts, p_jobs) as j (id, job_id)
   where o.id = p_offer;
-  insert into infernet.live_attempts (job_id, attempt_id, offer_id, provider_id, consumer_id, due_at)
-  select j.job_id, j.id, p_offer, (select o.provider_id from public.offers o where o.id = p_offer), j.consumer_id,
-         v_now + infernet.secs(p_settings, 'offer_secs')
-  from unnest(p_attempts, p_jobs, p_consumers) as j (id, job_id, consumer_id);
+  insert into infernet.live_attempts (job_id, attempt_id, offer_id, provider_id, consumer_id, due_at, model_id, priority, tag)
+  select j.job_id, j.id, p_offer, o.provider_id, j.consumer_id, v_now + infernet.secs(p_settings, 'offer_secs'),
+         case when j.tag is not null then o.model_id end, j.priority, j.tag
+  from public.offers o cross join unnest(p_attempts, p_jobs, p_consumers, p_priorities, p_tags) as j (id, job_id, consumer_id, priority, tag)
+  where o.id = p_offer;
 end $$;
 
 -- Takes queued jobs out of their lines and gives them to an offer, as write_attempts; returns the attempts.
 create function infernet.give_jobs(p_jobs uuid[], p_offer uuid, p_settings jsonb, p_choice jsonb) returns uuid[]
 language plpgsql security definer set search_path = '' as $$
 declare
-  v_attempts  uuid[];
-  v_consumers uuid[];
+  v_attempts uuid[];
+  v_line     record;
 begin
   select array_agg(gen_random_uuid()) into v_attempts from unnest(p_jobs);
-  with given as (
-    update public.jobs j set state = 'assigned', attempts = attempts + 1, attempt_id = p.attempt_id
-    from unnest(p_jobs, v_attempts) with ordinality as p (id, attempt_id, n) where j.id = p.id
-    returning j.consumer_id, p.n)
-  select array_agg(g.consumer_id order by g.n) into v_consumers from given g;
-  delete from infernet.queue where job_id = any (p_jobs);
-  perform infernet.write_attempts(v_attempts, p_jobs, v_consumers, p_offer, p_settings, p_choice, false);
+  update public.jobs j set state = 'assigned', attempts = attempts + 1, attempt_id = p.attempt_id
+  from unnest(p_jobs, v_attempts) as p (id, attempt_id) where j.id = p.id;
+  with taken as (
+    delete from infernet.queue q using unnest(p_jobs) with ordinality as p (id, n) where q.job_id = p.id
+    returning q.consumer_id, q.priority, q.tag, p.n)
+  select array_agg(t.consumer_id order by t.n) as consumers, array_agg(t.priority order by t.n) as priorities,
+         array_agg(t.tag order by t.n) as tags
+  into v_line from taken t;
+  perform infernet.write_attempts(v_attempts, p_jobs, v_line.consumers, v_line.priorities, v_line.tags, p_offer, p_settings, p_choice, false);
   return v_attempts;
 end $$;
 

@@ -266,7 +266,7 @@ begin
   v_contents.input_sha256 := encode(sha256(convert_to(p_input::text, 'UTF8')), 'hex');
   insert into public.job_contents select v_contents.*;
   if v_job.state = 'assigned' then
-    perform infernet.write_attempts(array[v_job.attempt_id], array[p_id], array[v_user.id], v_offer, v_settings,
+    perform infernet.write_attempts(array[v_job.attempt_id], array[p_id], array[v_user.id], null, null, v_offer, v_settings,
                                     v_choice.record || '{"by": "score"}', true);
   else
     perform infernet.check_queued_limit(v_user, v_settings, 1);

@@ -180,6 +180,7 @@ create function infernet.prune(p_now timestamptz) returns void
 language sql security definer set search_path = '' as $$
   delete from infernet.login_events where used_at < p_now - interval '2 minutes 10 seconds';
   delete from infernet.rate_limits where window_start < p_now - interval '10 minutes';
+  delete from infernet.turns where updated_at < p_now - interval '1 day';
   delete from infernet.enrolments where expires_at < p_now - interval '7 days';
 $$;
 

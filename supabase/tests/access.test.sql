@@ -60,6 +60,7 @@ insert into expected_table values
   ('infernet.settings_row',       '',       '',       'SELECT'),
   ('infernet.node_faults',        '',       '',       'SELECT'),
   ('infernet.queue',              '',       '',       'SELECT'),
+  ('infernet.turns',              '',       '',       'SELECT'),
   ('infernet.live_attempts',      '',       '',       'SELECT'),
   ('infernet.failed_jobs',        '',       '',       'SELECT'),
   ('infernet.outcomes',           '',       '',       'SELECT'),
