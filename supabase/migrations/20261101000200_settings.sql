@@ -44,6 +44,9 @@ insert into public.settings (key, value, description) values
   ('input_tokens_message', '16', 'Tokens that a model''s template may add to each message'),
   ('tokens_per_second_max', '2000', 'Output faster than this is not paid for'),
   ('price_max', '10000', 'Highest price of an offer, USD per million tokens'),
+  ('price_input_min', '0', 'Lowest price of an offer, USD per million input tokens; offers below it are switched off'),
+  ('price_output_min', '0', 'Lowest price of an offer, USD per million output tokens; offers below it are switched off'),
+  ('price_second_min', '0', 'Lowest price of a container offer, USD per second; offers below it are switched off'),
   ('price_input_default', '0.10', 'Price of an offer that names none, USD per million input tokens'),
   ('price_output_default', '0.40', 'Price of an offer that names none, USD per million output tokens'),
   ('cap_factor', '2', 'Cap of a job that names none: this many times the lowest quote'),
@@ -146,7 +149,8 @@ end $$;
 create function infernet.check_setting() returns trigger
 language plpgsql security definer set search_path = '' as $$
 declare
-  v_text text := new.value #>> '{}';
+  v_text  text := new.value #>> '{}';
+  v_wrong text;
 begin
   if new.key in ('name', 'node_approval') then
     if jsonb_typeof(new.value) <> 'string' or length(v_text) not between 1 and 80
@@ -156,9 +160,23 @@ begin
   elsif new.key in ('input_keys', 'weights', 'open_models') then
     if jsonb_typeof(new.value) <> (case new.key when 'input_keys' then 'array' when 'weights' then 'object' else 'boolean' end) then
       perform infernet.refuse(422, 'bad_setting', format('Setting %s cannot be %s.', new.key, new.value));
+    elsif new.key = 'input_keys' and jsonb_path_exists(new.value, '$[*] ? (@.type() != "string")') then
+      perform infernet.refuse(422, 'bad_setting', 'The setting input_keys is an array of strings.');
+    elsif new.key = 'weights' then
+      select min(w.key) into v_wrong from jsonb_each(new.value) w
+      where w.key not in ('price', 'speed', 'outcomes', 'warm', 'load', 'realtime', 'prefer', 'retry')
+         or jsonb_typeof(w.value) <> 'number' or (w.value #>> '{}')::numeric not between 0 and 1000000;
+      if v_wrong is not null then
+        perform infernet.refuse(422, 'bad_setting', format('The weight %s cannot be %s.', left(v_wrong, 40), left(new.value ->> v_wrong, 40)),
+          'Weights are numbers of at least 0: price, speed, outcomes, warm, load, realtime, prefer and retry.');
+      end if;
     end if;
-  elsif jsonb_typeof(new.value) <> 'number' or v_text::numeric < 0 then
-    perform infernet.refuse(422, 'bad_setting', format('Setting %s must be a number of at least 0.', new.key));
+  elsif jsonb_typeof(new.value) <> 'number' or v_text::numeric not between 0 and 2147483647 then
+    perform infernet.refuse(422, 'bad_setting', format('Setting %s must be a number of at least 0, and below 2147483648.', new.key));
+  elsif v_text::numeric = 0 and new.key in ('heartbeat_secs', 'lease_secs', 'offer_secs', 'speed_reference')
+     or v_text::numeric < 1 and new.key in ('max_attempts', 'candidates_max', 'line_window', 'tick_jobs', 'tick_models',
+                                            'output_tokens_max', 'deadline_secs_max') then
+    perform infernet.refuse(422, 'bad_setting', format('Setting %s cannot be %s: nothing would work any more.', new.key, v_text));
   elsif new.key = 'fee_rate' and v_text::numeric > 1 then
     perform infernet.refuse(422, 'bad_setting', 'The fee rate must be between 0 and 1.');
   end if;

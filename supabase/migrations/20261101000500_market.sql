@@ -62,6 +62,7 @@ declare
   v_output numeric := 0;
   v_second numeric := 0;
   v_slots  int;
+  v_length int;
 begin
   if v_image then
     v_name := p_offer ->> 'image';
@@ -74,23 +75,30 @@ begin
       v_output := coalesce((p_offer ->> 'price_output')::numeric, infernet.setting_number('price_output_default'));
     end if;
     v_slots := coalesce((p_offer ->> 'slots')::int, 1);
+    v_length := (p_offer ->> 'context_length')::int;
   exception when invalid_text_representation or numeric_value_out_of_range then
-    perform infernet.refuse(422, 'bad_offer', format('The offer for %s has a price or slots that is no number.', v_name));
+    perform infernet.refuse(422, 'bad_offer',
+      format('The offer for %s has a price, slots or a context length that is no number.', left(v_name, 100)));
   end;
   if v_name is null or v_name !~ (case when v_image then '^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,199}$' else '^[A-Za-z0-9][A-Za-z0-9._:/-]{0,99}$' end) then
-    perform infernet.refuse(422, 'bad_offer', format('%s is no name of %s.', coalesce(quote_literal(v_name), 'Nothing'),
+    perform infernet.refuse(422, 'bad_offer', format('%s is no name of %s.', coalesce(quote_literal(left(v_name, 100)), 'Nothing'),
                                                      case when v_image then 'an image' else 'a model' end));
-  elsif v_image and (v_second is null or v_second = 'NaN' or v_second < 0 or v_second > infernet.setting_number('price_second_max')) then
+  elsif v_image and (v_second is null or v_second = 'NaN'
+                     or v_second not between infernet.setting_number('price_second_min') and infernet.setting_number('price_second_max')) then
+    perform infernet.refuse(422, 'bad_offer', format('%s needs a price_second between %s and %s USD.', v_name,
+      infernet.setting_number('price_second_min'), infernet.setting_number('price_second_max')));
+  elsif not v_image and (v_input = 'NaN' or v_output = 'NaN'
+        or v_input not between infernet.setting_number('price_input_min') and infernet.setting_number('price_max')
+        or v_output not between infernet.setting_number('price_output_min') and infernet.setting_number('price_max')) then
     perform infernet.refuse(422, 'bad_offer',
-      format('%s needs a price_second between 0 and %s USD.', v_name, infernet.setting_number('price_second_max')));
-  elsif v_input = 'NaN' or v_output = 'NaN' or v_input < 0 or v_output < 0
-        or greatest(v_input, v_output) > infernet.setting_number('price_max') then
-    perform infernet.refuse(422, 'bad_offer',
-      format('The prices of %s must be between 0 and %s USD per million tokens.', v_name, infernet.setting_number('price_max')));
+      format('The prices of %s must be between %s (input), %s (output) and %s USD per million tokens.', v_name,
+             infernet.setting_number('price_input_min'), infernet.setting_number('price_output_min'), infernet.setting_number('price_max')));
   elsif v_slots not between 1 and 1024 then
     perform infernet.refuse(422, 'bad_offer', format('%s needs 1 to 1024 slots.', v_name));
   elsif coalesce(p_offer ->> 'digest', repeat('0', 64)) !~ '^[0-9a-f]{64}$' then
     perform infernet.refuse(422, 'bad_offer', format('The digest of %s is no sha256 in hex.', v_name));
+  elsif v_length <= 0 then
+    perform infernet.refuse(422, 'bad_offer', format('The context length of %s must be above 0.', v_name));
   end if;
 
   select m.id into v_model from public.models m where m.name = v_name and m.is_image = v_image;
@@ -104,14 +112,14 @@ begin
         'Ask the operator to list it, or offer one of: infernet model ls');
     end if;
     insert into public.models (name, is_image, context_length)
-    values (v_name, v_image, (p_offer ->> 'context_length')::int)
+    values (v_name, v_image, v_length)
     on conflict (name) do update set name = excluded.name returning id into v_model;
   end if;
 
   insert into public.offers as o (provider_id, model_id, price_input, price_output, price_second, slots, model_digest,
                                   context_length, vram_gb, labels, region, reputation, approved, listed)
   values (p_node.id, v_model, v_input, v_output, v_second, v_slots, p_offer ->> 'digest',
-          (p_offer ->> 'context_length')::int, p_node.vram_gb, p_node.labels, p_node.region, p_node.reputation,
+          v_length, p_node.vram_gb, p_node.labels, p_node.region, p_node.reputation,
           p_node.approval = 'approved', p_node.approval = 'approved' and p_node.is_public)
   on conflict (provider_id, model_id) do update set
     price_input = excluded.price_input, price_output = excluded.price_output, price_second = excluded.price_second,
@@ -123,3 +131,21 @@ begin
   on conflict (offer_id) do update set slots = excluded.slots;
   return v_offer;
 end $$;
+
+-- Switches off the offers whose price lies below one that an operator has just raised. Each comes back when
+-- its node registers it at a price that is taken.
+create function infernet.follow_price_floor() returns trigger
+language plpgsql security definer set search_path = '' as $$
+begin
+  update public.offers o set enabled = false
+  from public.models m
+  where m.id = o.model_id and o.enabled
+    and case new.key when 'price_second_min' then m.is_image and o.price_second < (new.value #>> '{}')::numeric
+                     when 'price_input_min' then not m.is_image and o.price_input < (new.value #>> '{}')::numeric
+                     else not m.is_image and o.price_output < (new.value #>> '{}')::numeric end;
+  return null;
+end $$;
+
+create trigger follow_price_floor after update of value on public.settings
+  for each row when (new.key in ('price_input_min', 'price_output_min', 'price_second_min') and new.value is distinct from old.value)
+  execute function infernet.follow_price_floor();
