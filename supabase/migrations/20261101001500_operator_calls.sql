@@ -36,7 +36,8 @@ create trigger follow_provider after update of approval, is_public on public.pro
   for each row when ((old.approval, old.is_public) is distinct from (new.approval, new.is_public))
   execute function infernet.follow_provider();
 
--- Approves, suspends or revokes a provider. Its offers follow; what it runs may finish.
+-- Approves, suspends or revokes a provider. Its offers follow. A suspended node is refused in every call, so its
+-- lease runs out, and what it ran goes elsewhere.
 create function infernet.set_node_approval(p_node uuid, p_approval text) returns jsonb
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -67,6 +68,27 @@ begin
     perform infernet.refuse(404, 'unknown_user', 'No user has this public key.');
   end if;
   return jsonb_build_object('id', v_user.id, 'public_key', v_user.public_key, 'status', v_user.status);
+end $$;
+
+-- Sets how a person may use the queue: the highest priority of their jobs, and how many of them may wait and
+-- run at a time; null: what holds for everybody. Says what holds now.
+create function infernet.set_consumer_limits(p_public_key text, p_priority_max int, p_queued_limit int, p_running_limit int) returns jsonb
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_user public.users;
+begin
+  perform infernet.require_operator();
+  if coalesce(p_priority_max, 0) not between 0 and 9 or p_queued_limit < 0 or p_running_limit < 0 then
+    perform infernet.refuse(422, 'bad_input', 'A priority is 0 to 9, and a limit at least 0.');
+  end if;
+  update public.users u set priority_max = coalesce(p_priority_max, 0), queued_limit = p_queued_limit, running_limit = p_running_limit
+  where u.public_key = p_public_key returning * into v_user;
+  if not found then
+    perform infernet.refuse(404, 'unknown_user', 'No user has this public key.', 'A user appears with the first login: infernet login');
+  end if;
+  return jsonb_build_object('id', v_user.id, 'public_key', v_user.public_key, 'priority_max', v_user.priority_max,
+    'queued_limit', coalesce(v_user.queued_limit, infernet.setting_int('queued_limit')),
+    'running_limit', coalesce(v_user.running_limit, infernet.setting_int('running_limit')));
 end $$;
 
 create function infernet.set_setting(p_key text, p_value jsonb) returns jsonb

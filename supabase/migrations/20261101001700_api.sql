@@ -177,6 +177,12 @@ language sql set search_path = '' as $$ select infernet.set_node_approval(p_node
 create function public.set_user_status(p_public_key text, p_status text) returns jsonb
 language sql set search_path = '' as $$ select infernet.set_user_status(p_public_key, p_status) $$;
 
+create function public.set_consumer_limits(
+  p_public_key text, p_priority_max int default 0, p_queued_limit int default null, p_running_limit int default null) returns jsonb
+language sql set search_path = '' as $$
+  select infernet.set_consumer_limits(p_public_key, p_priority_max, p_queued_limit, p_running_limit)
+$$;
+
 create function public.set_setting(p_key text, p_value jsonb) returns jsonb
 language sql set search_path = '' as $$ select infernet.set_setting(p_key, p_value) $$;
 

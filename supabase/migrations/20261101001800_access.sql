@@ -28,7 +28,7 @@ begin
       'cancel_job', 'failed_jobs', 'retry_job', 'discard_job',
       'submit_batch', 'get_batch', 'list_batches', 'cancel_batch', 'start_attempts', 'complete_attempts', 'register_node', 'heartbeat', 'claim_attempts', 'start_attempt', 'complete_attempt', 'fail_attempt',
       'leave', 'node_status', 'acknowledge_command', 'finish_command', 'drain_node', 'resume_node', 'set_maintenance',
-      'command_node', 'cancel_command', 'list_nodes', 'get_node', 'grant_credit', 'set_node_approval', 'set_user_status', 'set_setting', 'prove_ledger', 'health',
+      'command_node', 'cancel_command', 'list_nodes', 'get_node', 'grant_credit', 'set_node_approval', 'set_user_status', 'set_consumer_limits', 'set_setting', 'prove_ledger', 'health',
       'consume_login', 'ensure_operator', 'tick'))
   loop
     execute format('revoke all on function %s from public, anon, authenticated, service_role', v_object.name);
@@ -82,6 +82,7 @@ grant execute on function
   public.grant_credit(uuid, text, numeric, text), infernet.grant_credit(uuid, text, numeric, text),
   public.set_node_approval(uuid, text), infernet.set_node_approval(uuid, text),
   public.set_user_status(text, text), infernet.set_user_status(text, text),
+  public.set_consumer_limits(text, int, int, int), infernet.set_consumer_limits(text, int, int, int),
   public.set_setting(text, jsonb), infernet.set_setting(text, jsonb),
   public.prove_ledger(), infernet.operator_proof(), public.health(), infernet.operator_health()
 to authenticated;
