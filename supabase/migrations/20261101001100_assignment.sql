@@ -56,12 +56,14 @@ begin
     union all
     (select o.* from public.offers o where o.model_id = p_job.model_id and o.enabled and o.approved and o.id < v_from
      order by o.id limit v_most)
+  ), sampled as (
+    select * from part limit v_most
   ), asked as (
-    (select * from part limit v_most)
+    (select * from sampled)
     union all
     (select o.* from public.offers o
-     where cardinality(p_job.prefer) > 0 and (select count(*) from part) > v_most and o.model_id = p_job.model_id
-       and o.enabled and o.approved and o.provider_id = any (p_job.prefer))
+     where cardinality(p_job.prefer) > 0 and (select count(*) from sampled) >= v_most and o.model_id = p_job.model_id
+       and o.enabled and o.approved and o.provider_id = any (p_job.prefer) and o.id not in (select s.id from sampled s))
   ), priced as (
     select o.*, infernet.price(o.price_input, o.price_output, o.price_second,
                                p_job.input_bound, p_job.max_tokens, p_job.max_seconds) as cost

@@ -113,10 +113,10 @@ declare
   v_expected jsonb := jsonb_build_object(
     'job', p_job.id, 'attempt', p_attempt.id, 'node', p_public_key, 'model', p_job.model_name,
     'input_sha256', p_input_sha256, 'output_sha256', p_output_sha256, 'finish', p_finish,
-    'input_tokens', p_usage -> 'input_tokens', 'output_tokens', p_usage -> 'output_tokens',
     'price_input', infernet.usd(p_attempt.price_input), 'price_output', infernet.usd(p_attempt.price_output))
     || case when p_job.kind = 'container' then jsonb_build_object(
-         'seconds', p_usage -> 'seconds', 'price_second', infernet.usd(p_attempt.price_second)) else '{}' end;
+         'seconds', p_usage -> 'seconds', 'price_second', infernet.usd(p_attempt.price_second))
+       else jsonb_build_object('input_tokens', p_usage -> 'input_tokens', 'output_tokens', p_usage -> 'output_tokens') end;
   v_wrong    text;
 begin
   if octet_length(p_receipt::text) > 16384 then
