@@ -339,8 +339,7 @@ end $$;
 create function infernet.capture_many(p_attempts uuid[], p_costs numeric[]) returns numeric[]
 language plpgsql security definer set search_path = '' as $$
 declare
-  v      record;
-  v_legs record;
+  v record;
 begin
   select array_agg(s.job_id order by s.n) as jobs, array_agg(s.hold_id order by s.n) as holds,
          array_agg(s.cost order by s.n) as costs, array_agg(s.price_cap - s.cost order by s.n) as rests,

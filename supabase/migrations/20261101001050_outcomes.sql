@@ -68,8 +68,8 @@ declare
   v_standing int;
 begin
   with fact as (
-    delete from infernet.outcomes o where o.id in (select f.id from infernet.outcomes f order by f.id limit p_limit) returning o.*)
-  select array_agg(f) into v_facts from fact f;
+    delete from infernet.outcomes o where o.id in (select f.id from infernet.outcomes f order by f.id limit p_limit) returning o)
+  select array_agg(f.o) into v_facts from fact f;
   if v_facts is null then
     return null;
   end if;
