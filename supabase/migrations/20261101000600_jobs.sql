@@ -142,10 +142,13 @@ create index live_attempts_consumer on infernet.live_attempts (consumer_id);
 create index live_attempts_due on infernet.live_attempts (due_at);
 create index live_attempts_line on infernet.live_attempts (model_id, priority, tag) where tag is not null;
 
--- How many slots of an offer are taken.
+-- How many slots of an offer are taken. Statements over many offers count for themselves: a function with a
+-- query in it is not inlined.
 create function infernet.busy(p_offer uuid) returns int
-language sql stable parallel safe
-return (select count(*)::int from infernet.live_attempts l where l.offer_id = p_offer);
+language plpgsql stable set search_path = '' as $$
+begin
+  return (select count(*) from infernet.live_attempts l where l.offer_id = p_offer);
+end $$;
 
 -- Jobs that failed for good or expired, until their consumer retries or discards them.
 create table infernet.failed_jobs (

@@ -111,7 +111,8 @@ create trigger announce_attempts after insert on public.job_attempts
   referencing new table as new_rows for each statement execute function infernet.announce_attempts();
 
 -- Tells the consumer that its job moved, and the node that it should stop. The assignment made by
--- submit_job itself is in that call's answer, and its start follows at once.
+-- submit_job itself is in that call's answer, and its start follows at once. Who sent a batch asks for all
+-- of it (get_batch), and is not told of each of ten thousand items.
 create function infernet.announce_job() returns trigger
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -132,7 +133,8 @@ begin
 end $$;
 
 create trigger announce_job after update of state on public.jobs
-  for each row when (old.state is distinct from new.state and new.state <> 'assigned') execute function infernet.announce_job();
+  for each row when (old.state is distinct from new.state and new.state <> 'assigned'
+                      and (new.batch_id is null or new.state = 'cancelling')) execute function infernet.announce_job();
 
 -- Tells owner and operators that a node's state or approval changed.
 create function infernet.announce_node() returns trigger

@@ -88,7 +88,7 @@ begin
     cross join cap c
     join infernet.offer_load l on l.offer_id = o.id
     join public.node_liveness n on n.node_id = o.provider_id
-    cross join lateral (select infernet.busy(o.id) as busy) b
+    cross join lateral (select count(*) as busy from infernet.live_attempts a where a.offer_id = o.id) b
   )
   select array_agg(j.id order by j.score, random()) filter (where j.verdict is null), min(j.cap), min(j.lowest),
          jsonb_build_object('seen', count(*), 'offers', to_jsonb((array_agg(
@@ -176,7 +176,7 @@ declare
   v_attempts uuid[];
   v_line     record;
 begin
-  select array_agg(gen_random_uuid()) into v_attempts from unnest(p_jobs);
+  select array_agg(infernet.new_id()) into v_attempts from unnest(p_jobs);
   update public.jobs j set state = 'assigned', attempts = attempts + 1, attempt_id = p.attempt_id
   from unnest(p_jobs, v_attempts) as p (id, attempt_id) where j.id = p.id;
   with taken as (

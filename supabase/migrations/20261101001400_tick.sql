@@ -13,7 +13,7 @@ $$;
 -- Ends what has waited past its deadline.
 create function infernet.sweep_queue(p_now timestamptz, p_limit int) returns int
 language plpgsql security definer set search_path = ''
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
   v_row   record;
   v_count int := 0;
@@ -33,7 +33,7 @@ end $$;
 -- and not started in time, unless offers are spared until p_spared. Puts off what is due later.
 create function infernet.sweep_attempts(p_now timestamptz, p_spared timestamptz, p_limit int) returns int
 language plpgsql security definer set search_path = ''
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
   v_settings jsonb := infernet.settings_now();
   v_id       uuid;
@@ -106,7 +106,7 @@ end $$;
 -- more free slots than jobs, each job gets its best node; otherwise each slot the next jobs of the line.
 create function infernet.dispatch(p_after uuid, p_models int, p_limit int) returns table (dispatched int, reached uuid)
 language plpgsql security definer set search_path = ''
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
   v_settings jsonb := infernet.settings_now();
   v_now      timestamptz := infernet.clock();
@@ -122,7 +122,7 @@ begin
     exit when reached is null or dispatched >= p_limit;
     select array_agg(o.id order by random()), array_agg(o.slots - b.busy) into v_offers, v_free
     from public.offers o join public.node_liveness n on n.node_id = o.provider_id
-    cross join lateral (select infernet.busy(o.id) as busy offset 0) b
+    cross join lateral (select count(*)::int as busy from infernet.live_attempts a where a.offer_id = o.id) b
     where o.model_id = reached and o.enabled and o.approved and n.lease_until > v_now and not n.draining and b.busy < o.slots;
     continue when v_offers is null;
     select array_agg(f.job_id) into v_jobs from (
