@@ -5,7 +5,7 @@
 --   infernet    the logic, security definer, and tables that no client reads
 --
 -- How to read on, by file: settings, identity, nodes, their stops and commands, market, jobs, ledger, payments, realtime,
--- pricing, assignment, consumer calls, node calls, attempt calls, the tick, operator calls, health, reporting, access.
+-- pricing, assignment, consumer calls, explanation, node calls, attempt calls, the tick, retention, operator calls, health, reporting, access.
 --
 -- One order of locks holds everywhere, so that no two calls can wait for each other:
 --   node_liveness, batches, jobs (several: by id), job_attempts, ledger_accounts (by id), offer_load.

@@ -67,6 +67,10 @@ insert into public.settings (key, value, description) values
   ('command_secs', '3600', 'Seconds in which a node must finish a command that names no other time'),
   ('command_secs_max', '604800', 'Longest time that a command may stand, seconds'),
   ('commands_pending_max', '20', 'Commands that may wait for one node'),
+  ('content_days', '30', 'Days after its end for which a job''s prompt, answer, title and error messages are kept'),
+  ('record_days', '400', 'Days after its end for which a job''s record is kept; never shorter than its contents. The ledger stays'),
+  ('late_result_days', '90', 'Days for which results that came too late are kept as evidence'),
+  ('retention_jobs', '200', 'Jobs whose contents, and whose records, one tick deletes at most'),
   ('maintenance_days_max', '90', 'How far ahead a maintenance window may end, days');
 
 -- All settings as one object, kept by a trigger: hot calls read this row once. It is stored in line and
@@ -177,6 +181,8 @@ begin
      or v_text::numeric < 1 and new.key in ('max_attempts', 'candidates_max', 'line_window', 'tick_jobs', 'tick_models',
                                             'output_tokens_max', 'deadline_secs_max') then
     perform infernet.refuse(422, 'bad_setting', format('Setting %s cannot be %s: nothing would work any more.', new.key, v_text));
+  elsif new.key like '%\_days' and v_text::numeric > 36500 then
+    perform infernet.refuse(422, 'bad_setting', format('Setting %s has at most 36500 days, which are a hundred years.', new.key));
   elsif new.key = 'fee_rate' and v_text::numeric > 1 then
     perform infernet.refuse(422, 'bad_setting', 'The fee rate must be between 0 and 1.');
   end if;

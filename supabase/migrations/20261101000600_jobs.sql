@@ -64,6 +64,10 @@ create table public.jobs (
   cancel_at       timestamptz,
   started_at      timestamptz,
   ended_at        timestamptz,
+  -- When its contents were deleted (retention.sql); only an ended job's are.
+  forgotten_at    timestamptz,
+  -- Why it was not given to a node when it was submitted, on its way into the history: null in the table.
+  choice          jsonb check (choice is null),
   -- The head of its history: how many events there are, and the digest of the last one.
   events          int not null default 0,
   events_digest   bytea
@@ -71,11 +75,13 @@ create table public.jobs (
 alter table public.jobs enable row level security;
 create index jobs_consumer on public.jobs (consumer_id, created_at desc);
 create index jobs_batch on public.jobs (batch_id, batch_item) where batch_id is not null;
--- The retention's way to what has ended; the last update of a job is the one that is not HOT.
-create index jobs_ended on public.jobs (ended_at) where ended_at is not null;
+-- The retention's way to what has ended, oldest first: contents to delete, then records. The last update of a
+-- job is the one that is not HOT.
+create index jobs_ended on public.jobs (ended_at) where ended_at is not null and forgotten_at is null;
+create index jobs_forgotten on public.jobs (ended_at) where forgotten_at is not null;
 
--- What a job says and answers, apart from its row: only its consumer reads it, and it can be
--- deleted while the job's history and its payment stay.
+-- What a job says and answers, apart from its row: only its consumer reads it, and it is deleted, all but
+-- its hashes, while the job's history and its payment stay.
 create table public.job_contents (
   job_id        uuid primary key references public.jobs (id) on delete cascade,
   input         jsonb,
@@ -176,7 +182,9 @@ create index late_results_attempt on infernet.late_results (attempt_id);
 -- ---------------------------------------------------------------- history
 
 -- The durable history of jobs: transitions, never tokens or prompts. Each event's digest covers the
--- one before it, and the job's row holds the last, so that none can be changed or taken out unnoticed.
+-- one before it, and the job's row holds the last, so that none can be changed or taken out unnoticed
+-- (explain.sql checks it). What a node says of its failures may quote a prompt, and is deleted with it:
+-- an event has the hash of it alone.
 create table public.job_events (
   job_id     uuid not null,
   seq        int not null check (seq > 0),
@@ -206,7 +214,8 @@ declare
   v_attempt public.job_attempts;
 begin
   if tg_op = 'INSERT' then
-    v_data := jsonb_build_object('cap', infernet.usd(new.price_cap), 'digest', encode(new.digest, 'hex'));
+    v_data := jsonb_build_object('cap', infernet.usd(new.price_cap), 'digest', encode(new.digest, 'hex')) || coalesce(new.choice, '{}');
+    new.choice := null;
     new.events_digest := infernet.event_digest(null, new.id, 1, null, 'submitted', v_data, v_now);
     new.events := 1;
     insert into public.job_events (job_id, seq, event, data, created_at, digest)
@@ -219,7 +228,7 @@ begin
     select * into v_attempt from public.job_attempts a where a.id = old.attempt_id;
   end if;
   v_data := jsonb_strip_nulls(jsonb_build_object('cost', infernet.usd(new.cost), 'code', coalesce(v_attempt.error_code, new.error_code),
-                                                 'message', left(coalesce(v_attempt.error, new.error), 200)));
+    'message_sha256', encode(sha256(convert_to(coalesce(v_attempt.error, new.error), 'UTF8')), 'hex')));
   new.events := new.events + 1;
   new.events_digest := infernet.event_digest(new.events_digest, new.id, new.events, new.attempt_id, v_event, v_data, v_now);
   insert into public.job_events (job_id, seq, attempt_id, event, data, created_at, digest)

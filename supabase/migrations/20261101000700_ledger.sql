@@ -61,6 +61,8 @@ create table public.ledger_holds (
   captured    numeric(38,12) not null default 0 check (captured >= 0),
   released    numeric(38,12) not null default 0 check (released >= 0),
   open_jobs   int not null check (open_jobs >= 0),
+  -- Of captured, what belongs to jobs whose record is gone.
+  cost_gone   numeric(38,12) not null default 0 check (cost_gone >= 0),
   created_at  timestamptz not null,
   closed_at   timestamptz,
   check (captured + released <= amount),
@@ -400,14 +402,15 @@ language sql stable security definer set search_path = '' as $$
     where a.kind = 'held' and a.balance <> coalesce(h.total, 0)
     union all
     select format('hold %s of %s has %s open jobs and %s left; its jobs say %s and %s, and cost %s of its %s', h.id, h.amount,
-                  h.open_jobs, h.amount - h.captured - h.released, coalesce(j.open, 0), coalesce(j.held, 0), j.cost, h.captured)
+                  h.open_jobs, h.amount - h.captured - h.released, coalesce(j.open, 0), coalesce(j.held, 0),
+                  coalesce(j.cost, 0) + h.cost_gone, h.captured)
     from public.ledger_holds h
     left join (select j.hold_id, count(*) filter (where j.state in ('queued', 'assigned', 'running', 'cancelling')) as open,
                       coalesce(sum(j.price_cap) filter (where j.state in ('queued', 'assigned', 'running', 'cancelling')), 0) as held,
                       coalesce(sum(j.cost), 0) as cost
                from public.jobs j where j.state <> 'unpaid' group by 1) j on j.hold_id = h.id
     where (h.open_jobs, h.amount - h.captured - h.released) <> (coalesce(j.open, 0), coalesce(j.held, 0))
-       or (j.cost is not null and j.cost <> h.captured)
+       or coalesce(j.cost, 0) + h.cost_gone <> h.captured
     union all
     select format('job %s is %s, and has no hold', j.id, j.state)
     from public.jobs j left join public.ledger_holds h on h.id = j.hold_id

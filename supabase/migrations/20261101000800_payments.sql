@@ -42,7 +42,8 @@ create table public.payment_transactions (
   id          uuid primary key default gen_random_uuid(),
   direction   text not null check (direction in ('inbound', 'outbound')),
   user_id     uuid not null references public.users (id),
-  job_id      uuid references public.jobs (id),
+  -- No foreign key: this stays when the job's record goes.
+  job_id      uuid,
   payout_id   uuid references public.provider_payouts (id),
   batch_id    uuid references public.payout_batches (id),
   transfer_id uuid references public.ledger_transfers (id),

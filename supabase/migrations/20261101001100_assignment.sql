@@ -143,6 +143,16 @@ begin
   return null;
 end $$;
 
+-- Why a job was not given to a node when it was submitted, for its history: it starts later, its consumer may
+-- run no more, or no offer could take it. Of the record of the choice, the offers by their reasons.
+create function infernet.unmet(p_record jsonb, p_start_at timestamptz, p_room int) returns jsonb
+language sql stable set search_path = '' as $$
+  select jsonb_build_object('seen', p_record -> 'seen', 'not', coalesce(jsonb_object_agg(o.reason, o.n) filter (where o.reason is not null), '{}'),
+    'waits', case when p_start_at is not null then 'delayed' when p_room <= 0 then 'running_limit' else 'none_free' end)
+  from (select e ->> 1 as reason, count(*) as n from jsonb_array_elements(coalesce(nullif(p_record -> 'offers', 'null'), '[]')) e
+        where jsonb_typeof(e -> 1) = 'string' group by 1) o
+$$;
+
 -- Writes attempts of jobs on an offer whose slots the caller has taken: their price is copied from the
 -- offer in the same statement. The arrays run side by side, those of priorities and tags are null for jobs
 -- that stood in no line; the caller holds the jobs' rows and has put the attempts' ids there.

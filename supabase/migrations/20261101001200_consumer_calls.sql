@@ -63,7 +63,8 @@ begin
     'finish', p_job.finish,
     'error', case when p_job.error_code is not null then jsonb_build_object('code', p_job.error_code, 'message', p_job.error) end,
     'waiting', case when p_job.state = 'queued' then infernet.waiting(p_job) end, 'receipt', case when v_attempt.state = 'completed' then v_attempt.receipt end,
-    'created_at', p_job.created_at, 'started_at', p_job.started_at, 'ended_at', p_job.ended_at, 'deadline_at', p_job.deadline_at);
+    'created_at', p_job.created_at, 'started_at', p_job.started_at, 'ended_at', p_job.ended_at, 'deadline_at', p_job.deadline_at,
+    'forgotten_at', p_job.forgotten_at);
 end $$;
 
 create function infernet.job_json(p_job uuid) returns jsonb
@@ -220,6 +221,7 @@ declare
   v_job      public.jobs;
   v_contents public.job_contents;
   v_choice   infernet.choice;
+  v_room     int;
   v_offer    uuid;
 begin
   if p_id is null then
@@ -249,16 +251,25 @@ begin
 
   -- From here on in the order of locks: the accounts, a slot, and then only what is new.
   if not infernet.hold(p_id, v_user.id, v_job.price_cap, 1, p_id) then
-    select * into strict v_job from public.jobs j where j.id = p_id;
+    select * into v_job from public.jobs j where j.id = p_id;
+    if not found then
+      perform infernet.refuse(409, 'id_conflict', format('Job %s was here before, and its record is gone.', p_id), 'Use a new id for a new job.');
+    end if;
     return infernet.repeated_submit(v_job, v_user.id, v_digest);
   end if;
-  if v_job.start_at is null and infernet.room_to_run(v_user.id, v_settings) > 0 then
+  if v_job.start_at is null then
+    v_room := infernet.room_to_run(v_user.id, v_settings);
+  end if;
+  if v_room > 0 then
     v_offer := infernet.take_first(v_choice.offers[1:8], true);
     if v_offer is not null then
       v_job.state := 'assigned';
       v_job.attempts := 1;
       v_job.attempt_id := infernet.new_id();
     end if;
+  end if;
+  if v_job.state = 'queued' then
+    v_job.choice := infernet.unmet(v_choice.record, v_job.start_at, v_room);
   end if;
   insert into public.jobs select v_job.*;
   v_contents.job_id := p_id;

@@ -145,7 +145,9 @@ begin
     select * into strict v_batch from public.batches b where b.id = p_id;
     return infernet.repeated_batch(v_batch, v_user.id, v_digest);
   end if;
-  perform infernet.hold(p_id, v_user.id, (select sum(c) from unnest(v_caps) c), cardinality(v_items), null);
+  if not infernet.hold(p_id, v_user.id, (select sum(c) from unnest(v_caps) c), cardinality(v_items), null) then
+    perform infernet.refuse(409, 'id_conflict', format('Batch %s was here before, and its record is gone.', p_id), 'Use a new id for a new batch.');
+  end if;
   insert into public.jobs (id, consumer_id, batch_id, batch_item, hold_id, title, kind, state, model_id, model_name, input_bound,
                            max_tokens, max_seconds, price_cap, digest, priority, min_vram_gb, labels, region, prefer, exclude,
                            start_at, max_attempts, deadline_secs, deadline_at, payment_offer, created_at)

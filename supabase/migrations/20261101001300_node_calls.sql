@@ -333,7 +333,8 @@ begin
     'earnings', jsonb_build_object(
       'today', infernet.usd(coalesce(sum(a.earned) filter (where a.ended_at >= date_trunc('day', v_now at time zone 'UTC') at time zone 'UTC'), 0)),
       'days30', infernet.usd(coalesce(sum(a.earned) filter (where a.ended_at >= v_now - interval '30 days'), 0)),
-      'total', infernet.usd(coalesce(sum(a.earned), 0))))
+      'total', infernet.usd(coalesce(sum(a.earned), 0)
+        + coalesce((select e.amount from infernet.past_earnings e where e.provider_id = v_key.subject), 0))))
     from public.job_attempts a where a.provider_id = v_key.subject and a.state = 'completed');
 end $$;
 

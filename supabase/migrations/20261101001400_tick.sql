@@ -203,8 +203,10 @@ begin
   select * into strict v_pulse from infernet.pulse;
   perform infernet.notice_outage(v_now, v_pulse.last_tick);
   select * into strict v_pulse from infernet.pulse;
+  -- First, while no lock is held that a call waits for.
+  v_done := infernet.try_retain(v_now, v_settings);
   v_facts := infernet.fold_outcomes(v_now, 10 * v_limit);
-  v_done := jsonb_build_object('ran', true, 'folded', coalesce(cardinality(v_facts), 0), 'nodes', infernet.tick_nodes(v_now, v_limit),
+  v_done := jsonb_build_object('ran', true, 'retention', v_done, 'folded', coalesce(cardinality(v_facts), 0), 'nodes', infernet.tick_nodes(v_now, v_limit),
     'expired', infernet.sweep_queue(v_now, v_limit), 'ended', infernet.sweep_attempts(v_now, v_pulse.grace_until, v_limit),
     'lost', case when v_pulse.grace_until <= v_now then infernet.sweep_nodes(v_now, v_limit) else 0 end,
     'joined', infernet.join_lines(v_now, v_limit));

@@ -178,6 +178,34 @@ begin
     'sees_all_sessions', v_sees, 'replication_slots', v_slots, 'prepared', v_two, 'autovacuum', v_auto);
 end $$;
 
+-- Whether finished work leaves in time, and whether the histories of what ended last are whole.
+create function infernet.retention_health(p_now timestamptz, out report jsonb, out findings jsonb)
+language plpgsql stable security definer set search_path = ''
+set enable_seqscan = off as $$
+declare
+  v_days   int := infernet.setting_int('content_days');
+  v_oldest timestamptz := (select min(j.ended_at) from public.jobs j where j.ended_at is not null and j.forgotten_at is null);
+  v_over   numeric := greatest(0, round(extract(epoch from p_now - v_oldest - make_interval(days => v_days))));
+  v_broken jsonb;
+begin
+  select coalesce(jsonb_agg(jsonb_build_object('job', b.job_id, 'at', b.broken_at)), '[]') into v_broken
+  from infernet.broken_histories(array(select j.id from public.jobs j where j.ended_at is not null and j.forgotten_at is null
+                                       order by j.ended_at desc limit 100)) b;
+  report := jsonb_build_object('oldest_content', v_oldest, 'overdue_secs', coalesce(v_over, 0), 'broken_histories', v_broken);
+  findings := '[]';
+  if v_over > 86400 then
+    findings := findings || infernet.finding('warning',
+      format('The contents of ended jobs are kept %s longer than the %s days of content_days.', infernet.span(v_over), v_days),
+      'The tick deletes retention_jobs of them a second; raise that setting, and see the database''s log for retention failed.');
+  end if;
+  if v_broken <> '[]' then
+    findings := findings || infernet.finding('error',
+      format('The history of a job was changed after it was written: job %s, event %s. Of the last 100 that ended: %s.',
+             v_broken #>> '{0,job}', v_broken #>> '{0,at}', jsonb_array_length(v_broken)),
+      'See the whole of it with the call check_histories, and who may write job_events.');
+  end if;
+end $$;
+
 -- All of it, and how bad it is at worst.
 create function infernet.health() returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
@@ -188,7 +216,8 @@ declare
   v_tick     record := infernet.tick_health(v_now);
   v_tables   record := infernet.table_health();
   v_vacuum   record := infernet.vacuum_health();
-  v_findings jsonb := v_tick.findings || v_queue.findings || v_fleet.findings || v_vacuum.findings || v_tables.findings;
+  v_kept     record := infernet.retention_health(v_now);
+  v_findings jsonb := v_tick.findings || v_kept.findings || v_queue.findings || v_fleet.findings || v_vacuum.findings || v_tables.findings;
 begin
   if not infernet.install_realtime() then
     v_findings := v_findings || infernet.finding('warning', 'There is no Realtime: nodes hear of work by their heartbeats alone.',
@@ -197,7 +226,7 @@ begin
   return jsonb_build_object(
     'server_time', v_now,
     'level', case when v_findings @> '[{"level":"error"}]' then 'error' when v_findings @> '[{"level":"warning"}]' then 'warning' else 'ok' end,
-    'findings', v_findings, 'queue', v_queue.report, 'nodes', v_fleet.report, 'tick', v_tick.report,
+    'findings', v_findings, 'queue', v_queue.report, 'nodes', v_fleet.report, 'tick', v_tick.report, 'retention', v_kept.report,
     'database', v_vacuum.report || jsonb_build_object('bytes', pg_catalog.pg_database_size(current_database()), 'tables', v_tables.report));
 end $$;
 

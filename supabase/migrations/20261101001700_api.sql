@@ -79,6 +79,12 @@ language sql stable set search_path = '' as $$ select infernet.list_batches(p_li
 create function public.cancel_batch(p_batch uuid) returns jsonb
 language sql set search_path = '' as $$ select infernet.cancel_batch(p_batch) $$;
 
+create function public.explain_job(p_job uuid) returns jsonb
+language sql set search_path = '' as $$ select infernet.explain_job(p_job) $$;
+
+create function public.forget_job(p_job uuid) returns jsonb
+language sql set search_path = '' as $$ select infernet.forget_job(p_job) $$;
+
 -- ---------------------------------------------------------------- nodes
 
 create function public.register_node(
@@ -197,6 +203,15 @@ begin
     return infernet.health();
   end if;
   return infernet.operator_health();
+end $$;
+
+create function public.check_histories(p_after uuid default null, p_limit int default 1000) returns jsonb
+language plpgsql stable set search_path = '' as $$
+begin
+  if current_user = 'service_role' then
+    return infernet.check_histories(p_after, p_limit);
+  end if;
+  return infernet.operator_histories(p_after, p_limit);
 end $$;
 
 -- ---------------------------------------------------------------- service_role

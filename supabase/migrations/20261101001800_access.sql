@@ -28,6 +28,7 @@ begin
       'cancel_job', 'failed_jobs', 'retry_job', 'discard_job',
       'submit_batch', 'get_batch', 'list_batches', 'cancel_batch', 'start_attempts', 'complete_attempts', 'register_node', 'heartbeat', 'claim_attempts', 'start_attempt', 'complete_attempt', 'fail_attempt',
       'leave', 'node_status', 'acknowledge_command', 'finish_command', 'drain_node', 'resume_node', 'set_maintenance',
+      'explain_job', 'forget_job', 'check_histories',
       'command_node', 'cancel_command', 'list_nodes', 'get_node', 'grant_credit', 'set_node_approval', 'set_user_status', 'set_consumer_limits', 'set_setting', 'prove_ledger', 'health',
       'consume_login', 'ensure_operator', 'tick'))
   loop
@@ -53,7 +54,8 @@ grant execute on function
   infernet.submit_batch(uuid, text, jsonb, text, int, numeric, int, text, jsonb, int, int, int),
   public.get_batch(uuid, int, int), infernet.get_batch(uuid, int, int),
   public.list_batches(int, timestamptz), infernet.list_batches(int, timestamptz),
-  public.cancel_batch(uuid), infernet.cancel_batch(uuid)
+  public.cancel_batch(uuid), infernet.cancel_batch(uuid),
+  public.explain_job(uuid), infernet.explain_job(uuid), public.forget_job(uuid), infernet.forget_job(uuid)
 to authenticated;
 
 grant execute on function
@@ -84,14 +86,16 @@ grant execute on function
   public.set_user_status(text, text), infernet.set_user_status(text, text),
   public.set_consumer_limits(text, int, int, int), infernet.set_consumer_limits(text, int, int, int),
   public.set_setting(text, jsonb), infernet.set_setting(text, jsonb),
-  public.prove_ledger(), infernet.operator_proof(), public.health(), infernet.operator_health()
+  public.prove_ledger(), infernet.operator_proof(), public.health(), infernet.operator_health(),
+  public.check_histories(uuid, int), infernet.operator_histories(uuid, int)
 to authenticated;
 
 grant execute on function
   public.consume_login(text, text, bigint, text, text, text, text, text),
   infernet.consume_login(text, text, bigint, text, text, text, text, text),
   public.ensure_operator(text, text), infernet.ensure_operator(text, text),
-  public.tick(), infernet.tick(), infernet.prove_ledger(), public.health(), infernet.health()
+  public.tick(), infernet.tick(), infernet.prove_ledger(), public.health(), infernet.health(),
+  public.check_histories(uuid, int), infernet.check_histories(uuid, int)
 to service_role;
 
 -- What policies call runs as whoever reads.

@@ -65,6 +65,8 @@ insert into expected_table values
   ('infernet.failed_jobs',        '',       '',       'SELECT'),
   ('infernet.outcomes',           '',       '',       'SELECT'),
   ('infernet.experiences',        '',       '',       'SELECT'),
+  ('infernet.past_earnings',      '',       '',       'SELECT'),
+  ('infernet.retention_walk',     '',       '',       'SELECT'),
   ('infernet.late_results',       '',       '',       'SELECT');
 
 select set_eq($$select object from tests.tables() where kind <> 'S'$$, 'select object from expected_table', 'every table is in the list');
@@ -103,6 +105,10 @@ insert into expected_function values
   ('public.get_batch(uuid,integer,integer)', 'authenticated'), ('infernet.get_batch(uuid,integer,integer)', 'authenticated'),
   ('public.list_batches(integer,timestamptz)', 'authenticated'), ('infernet.list_batches(integer,timestamptz)', 'authenticated'),
   ('public.cancel_batch(uuid)', 'authenticated'), ('infernet.cancel_batch(uuid)', 'authenticated'),
+  ('public.explain_job(uuid)', 'authenticated'), ('infernet.explain_job(uuid)', 'authenticated'),
+  ('public.forget_job(uuid)', 'authenticated'), ('infernet.forget_job(uuid)', 'authenticated'),
+  ('public.check_histories(uuid,integer)', 'authenticated service_role'), ('infernet.operator_histories(uuid,integer)', 'authenticated'),
+  ('infernet.check_histories(uuid,integer)', 'service_role'),
   ('public.heartbeat(uuid[],boolean,boolean)', 'authenticated'), ('infernet.heartbeat(uuid[],boolean,boolean)', 'authenticated'),
   ('public.claim_attempts(uuid[],boolean)', 'authenticated'), ('infernet.claim_attempts(uuid[],boolean)', 'authenticated'),
   ('public.start_attempt(uuid,uuid)', 'authenticated'), ('infernet.start_attempt(uuid,uuid)', 'authenticated'),
@@ -324,6 +330,9 @@ insert into expected_call values
   ('get_batch(''00000000-0000-7000-8000-00000000000b'')',                                  '42501', 'PT401', 'PT404', 'PT401', 'PT401', 'PT404', 'done', 'PT404'),
   ('list_batches()',                                                                       '42501', 'PT401', 'done', 'PT401', 'PT401', 'done', 'done', 'done'),
   ('cancel_batch(''00000000-0000-7000-8000-00000000000b'')',                               '42501', 'PT401', 'PT404', 'PT401', 'PT401', 'PT404', 'done', 'PT404'),
+  ('explain_job(''00000000-0000-7000-8000-000000000001'')',                                '42501', 'PT401', 'PT404', 'PT401', 'PT401', 'PT404', 'done', 'done'),
+  ('forget_job(''00000000-0000-7000-8000-000000000001'')',                                 '42501', 'PT401', 'PT404', 'PT401', 'PT401', 'PT404', 'done', 'PT404'),
+  ('check_histories()',                                                                    '42501', 'PT403', 'PT403', 'PT403', 'PT403', 'PT403', 'PT403', 'done'),
   ('register_node(''{}'', ''[{"model":"m"}]'')',                                        '42501', 'PT403', 'PT403', 'done',  'done',  'PT403', 'PT403', 'PT403'),
   ('heartbeat()',                                                                       '42501', 'PT403', 'PT403', 'done',  'done',  'PT403', 'PT403', 'PT403'),
   ('claim_attempts()',                                                                  '42501', 'PT403', 'PT403', 'done',  'done',  'PT403', 'PT403', 'PT403'),

@@ -108,7 +108,7 @@ begin
     v_proof := infernet.prove_ledger();
     raise exception sqlstate 'ZZ000';
   exception when sqlstate 'ZZ000' then
-    return case when (v_proof ->> 'ok')::boolean then 'ok' else v_proof #>> '{faults,0}' end;
+    return case when (v_proof ->> 'ok')::boolean then 'ok' else v_proof ->> 'faults' end;
   end;
 end $$;
 select matches(tests.faults($$update public.ledger_accounts set balance = balance + 1 where kind = 'available'$$), 'its entries', 'a balance moved by hand');
