@@ -103,7 +103,7 @@ begin
       v_offers := v_offers || infernet.put_offer(v_node, v_offer);
     end loop;
     update public.offers set enabled = false where provider_id = v_node.id and enabled and id <> all (v_offers);
-    perform infernet.fill_node(v_node.id);
+    perform infernet.fill_node(v_node.id, null);
   elsif coalesce(p_online, true) then
     update public.node_liveness set last_seen = v_now,
       lease_until = v_now + make_interval(secs => (v_set ->> 'lease_secs')::double precision)
@@ -162,8 +162,9 @@ begin
 end $$;
 
 -- Fills the free slots of a node from the queue; skips what others hold. Says whether anything came of it.
--- Where nothing waits, or nothing that this node serves, it only looks.
-create function infernet.fill_node(p_node uuid) returns boolean
+-- p_offers: of so many of its offers only, picked at random, or null for all. Where nothing waits, or nothing
+-- that these offers serve, it only looks.
+create function infernet.fill_node(p_node uuid, p_offers int) returns boolean
 language plpgsql security definer set search_path = '' as $$
 declare
   v_offer  record;
@@ -173,10 +174,10 @@ begin
     return false;
   end if;
   for v_offer in
-    select o.id, o.slots from public.offers o
-    where o.provider_id = p_node and o.enabled and o.approved and (select count(*) from infernet.live_attempts a where a.offer_id = o.id) < o.slots
-      and exists (select from infernet.queue q where q.model_id = o.model_id and q.ready_at is null)
-    order by o.id
+    select o.id, o.slots
+    from (select f.id, f.slots, f.model_id from public.offers f
+          where f.provider_id = p_node and f.enabled and f.approved order by random() limit p_offers) o
+    where exists (select from infernet.queue q where q.model_id = o.model_id and q.ready_at is null) and (select count(*) from infernet.live_attempts a where a.offer_id = o.id) < o.slots
   loop
     v_filled := infernet.fill_offer(v_offer.id, v_offer.slots, false, infernet.settings_now()) is not null or v_filled;
   end loop;
@@ -184,7 +185,8 @@ begin
 end $$;
 
 -- What a node must know: attempts offered to it, attempts to cancel, attempts it holds in vain; and whether
--- it has forgotten one that it started before p_before. One statement, because every heartbeat makes it.
+-- it has forgotten one that it started before p_before. Almost every heartbeat names what its node holds,
+-- and is answered by the first statement.
 create function infernet.node_work(
   p_node uuid, p_running uuid[], p_before timestamptz, out work jsonb, out forgotten boolean)
 language plpgsql security definer set search_path = '' as $$
@@ -192,18 +194,25 @@ declare
   v_offered jsonb;
   v_cancel  jsonb;
   v_held    uuid[];
+  v_news    boolean;
 begin
+  forgotten := false;
+  select array_agg(l.attempt_id), bool_or(j.state <> 'running') into v_held, v_news
+  from infernet.live_attempts l join public.jobs j on j.id = l.job_id where l.provider_id = p_node;
+  v_held := coalesce(v_held, '{}');
+  if v_held <@ p_running and p_running <@ v_held and v_news is not true then
+    work := '{"attempts": [], "cancel": [], "lost": []}';
+    return;
+  end if;
   select jsonb_agg(jsonb_build_object('attempt', a.id, 'job', a.job_id, 'model', j.model_name, 'kind', j.kind,
                                       'offered_at', a.offered_at) order by a.offered_at) filter (where a.state = 'offered'),
          jsonb_agg(a.id) filter (where a.state = 'running' and j.state = 'cancelling'),
-         array_agg(a.id),
          coalesce(bool_or(a.state = 'running' and a.started_at <= p_before and a.id <> all (p_running)), false)
-  into v_offered, v_cancel, v_held, forgotten
+  into v_offered, v_cancel, forgotten
   from infernet.live_attempts l join public.job_attempts a on a.id = l.attempt_id join public.jobs j on j.id = l.job_id
   where l.provider_id = p_node;
   work := jsonb_build_object('attempts', coalesce(v_offered, '[]'), 'cancel', coalesce(v_cancel, '[]'),
-    'lost', case when p_running <@ v_held then '[]'
-                 else (select coalesce(jsonb_agg(r.id), '[]') from unnest(p_running) as r (id) where r.id <> all (coalesce(v_held, '{}'))) end);
+    'lost', (select coalesce(jsonb_agg(r.id), '[]') from unnest(p_running) as r (id) where r.id <> all (v_held)));
 end $$;
 
 -- Gives up running attempts that their own node does not name: it has restarted, or has forgotten them.
@@ -258,7 +267,8 @@ begin
     perform infernet.lose_forgotten(v_node, v_running, v_before);
   end if;
   -- From here on slots are given away, and whoever holds one waits for nothing more.
-  v_again := (not v_live.draining and infernet.fill_node(v_node)) or v_again;
+  -- The tick gives waiting jobs to free nodes; this is a small part of that, in case there is no timer.
+  v_again := (not v_live.draining and infernet.fill_node(v_node, 2)) or v_again;
   if v_ticked < v_now - interval '3 seconds' then
     perform infernet.lazy_tick();
     v_again := true;
@@ -285,7 +295,7 @@ begin
   if p_restart then
     perform infernet.lose_forgotten(v_node.id, v_running, 'infinity');
   end if;
-  perform infernet.fill_node(v_node.id);
+  perform infernet.fill_node(v_node.id, null);
   return (select w.work from infernet.node_work(v_node.id, v_running, v_now) w) || jsonb_build_object(
     'server_time', v_now, 'stream_rate', infernet.stream_rate(),
     'commands', infernet.open_commands(v_node.id, v_now, false));
