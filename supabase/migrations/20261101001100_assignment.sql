@@ -173,7 +173,8 @@ begin
   cross join unnest(p_attempts, p_jobs) as j (id, job_id)
   where o.id = p_offer;
   insert into infernet.live_attempts (job_id, attempt_id, offer_id, provider_id, consumer_id, due_at, model_id, priority, tag)
-  select j.job_id, j.id, p_offer, o.provider_id, j.consumer_id, v_now + infernet.secs(p_settings, 'offer_secs'),
+  select j.job_id, j.id, p_offer, o.provider_id, j.consumer_id,
+         least(v_now + infernet.secs(p_settings, 'offer_secs'), (select d.deadline_at from public.jobs d where d.id = j.job_id)),
          case when j.tag is not null then o.model_id end, j.priority, j.tag
   from public.offers o cross join unnest(p_attempts, p_jobs, p_consumers, p_priorities, p_tags) as j (id, job_id, consumer_id, priority, tag)
   where o.id = p_offer;
@@ -243,7 +244,7 @@ declare
   v_window    int := greatest((p_settings -> 'line_window')::int, 2 * p_count);
   v_jobs      uuid[];
   v_consumers uuid[];
-  v_ids       uuid[];
+  v_ids       uuid[] := '{}'::uuid[];
   v_full      uuid[];
   v_without   uuid[] := '{}'::uuid[];
 begin
@@ -256,6 +257,7 @@ begin
       select j.id, j.consumer_id
       from (select q.* from infernet.queue q
             where q.model_id = p_offer.model_id and q.ready_at is null
+              and q.job_id <> all (v_ids) and q.consumer_id <> all (v_without)
             order by q.priority desc, q.tag, q.job_id limit v_window) q
       join public.jobs j on j.id = q.job_id
       where j.state = 'queued' and q.deadline_at > v_now
@@ -263,21 +265,22 @@ begin
                            q.input_bound, q.max_tokens, q.max_seconds) <= q.price_cap
         and q.min_vram_gb <= p_offer.vram_gb and q.labels <@ p_offer.labels
         and (q.region is null or q.region = p_offer.region)
-        and p_offer.provider_id <> all (q.exclude) and q.consumer_id <> all (v_without)
+        and p_offer.provider_id <> all (q.exclude)
         and (q.retry_after is null or q.retry_after <= v_now or p_offer.provider_id <> all (q.failed_on))
       order by q.priority desc, q.tag, q.job_id
-      limit p_count for update of j skip locked) f;
+      limit p_count - cardinality(v_ids) for update of j skip locked) f;
     exit when v_jobs is null;
-    select array_agg(r.id order by r.turn) filter (where r.n <= c.room), array_agg(distinct r.consumer_id) filter (where r.n > c.room)
+    select v_ids || coalesce(array_agg(r.id order by r.turn) filter (where r.n <= c.room), '{}'),
+           v_without || coalesce(array_agg(distinct r.consumer_id) filter (where r.n > c.room), '{}')
     into v_ids, v_full
     from (select u.id, u.consumer_id, u.turn, row_number() over (partition by u.consumer_id order by u.turn) as n
           from unnest(v_jobs, v_consumers) with ordinality as u (id, consumer_id, turn)) r
     join (select d.id, infernet.room_to_run(d.id, p_settings) as room
           from (select distinct u.id from unnest(v_consumers) as u (id)) d) c on c.id = r.consumer_id;
-    exit when v_ids is not null;
-    v_without := v_without || v_full;
+    exit when v_full = v_without or cardinality(v_ids) = p_count;
+    v_without := v_full;
   end loop;
-  return v_ids;
+  return nullif(v_ids, '{}');
 end $$;
 
 -- Gives the next jobs of the line to an offer, as many as it has free slots and at most p_count; returns their

@@ -252,9 +252,6 @@ begin
   -- From here on in the order of locks: the accounts, a slot, and then only what is new.
   if not infernet.hold(p_id, v_user.id, v_job.price_cap, 1, p_id) then
     select * into v_job from public.jobs j where j.id = p_id;
-    if not found then
-      perform infernet.refuse(409, 'id_conflict', format('Job %s was here before, and its record is gone.', p_id), 'Use a new id for a new job.');
-    end if;
     return infernet.repeated_submit(v_job, v_user.id, v_digest);
   end if;
   if v_job.start_at is null then
@@ -291,7 +288,10 @@ end $$;
 create function infernet.repeated_submit(p_known public.jobs, p_consumer uuid, p_digest bytea) returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
 begin
-  if p_known.consumer_id <> p_consumer or p_known.digest <> p_digest then
+  -- A hold of this id without a job is a batch's, or a job's whose record is gone.
+  if p_known.id is null then
+    perform infernet.refuse(409, 'id_conflict', 'This id has been used before.', 'Use a new id for a new job.');
+  elsif p_known.consumer_id <> p_consumer or p_known.digest <> p_digest then
     perform infernet.refuse(409, 'id_conflict', format('Job %s exists with other content.', p_known.id),
       'Use a new id for a new job.');
   end if;

@@ -146,7 +146,8 @@ begin
     return infernet.repeated_batch(v_batch, v_user.id, v_digest);
   end if;
   if not infernet.hold(p_id, v_user.id, (select sum(c) from unnest(v_caps) c), cardinality(v_items), null) then
-    perform infernet.refuse(409, 'id_conflict', format('Batch %s was here before, and its record is gone.', p_id), 'Use a new id for a new batch.');
+    -- A job's hold, or that of a batch whose record is gone.
+    perform infernet.refuse(409, 'id_conflict', 'This id has been used before.', 'Use a new id for a new batch.');
   end if;
   insert into public.jobs (id, consumer_id, batch_id, batch_item, hold_id, title, kind, state, model_id, model_name, input_bound,
                            max_tokens, max_seconds, price_cap, digest, priority, min_vram_gb, labels, region, prefer, exclude,

@@ -130,6 +130,12 @@ select throws_ok($$select tests.batch('bob', gen_random_uuid(), tests.items(2))$
 select throws_ok($$select tests.batch('alice', gen_random_uuid(), tests.items(2), ', p_max_cost => 0.0000001')$$, 'PT422', null, 'a cap below every offer is refused');
 select is((select count(*) from public.batches), 2::bigint, 'nothing is left of what was refused');
 
+select tests.submit('alice', '00000000-0000-7000-8000-0000000000b9', p_max_tokens => 10);
+select throws_ok($$select tests.batch('alice', '00000000-0000-7000-8000-0000000000b9', tests.items(2))$$, 'PT409', 'This id has been used before.', 'the id of a job is no id for a batch');
+select throws_ok($$select tests.submit('alice', '00000000-0000-7000-8000-0000000000b1')$$, 'PT409', 'This id has been used before.', 'nor the other way round');
+select tests.as('alice', 'public.cancel_job(''00000000-0000-7000-8000-0000000000b9'')');
+select ok((infernet.prove_ledger() ->> 'ok')::boolean, 'the books are whole: ' || (infernet.prove_ledger() ->> 'faults'));
+
 -- ------------------------------------------------------------ the tick gives it out, and wakes each node once
 select tests.online('n2', 6);
 select tests.batch('alice', '00000000-0000-7000-8000-0000000000b3', tests.items(12));
