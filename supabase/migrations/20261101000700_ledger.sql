@@ -177,11 +177,11 @@ declare
   v_now timestamptz := infernet.clock();
 begin
   insert into public.ledger_transfers (id, kind, job_id, attempt_id, digest, created_at)
-  select t.id, p_kind, t.job_id, t.attempt_id, infernet.transfer_digest(p_kind, l.accounts, l.amounts, t.job_id, t.attempt_id, null), v_now
-  from unnest(p_ids, p_jobs, p_attempts) with ordinality as t (id, job_id, attempt_id, n)
-  join (select l.transfer, array_agg(l.account_id order by l.n) as accounts, array_agg(l.amount order by l.n) as amounts
+  select p_ids[l.transfer], p_kind, p_jobs[l.transfer], p_attempts[l.transfer],
+         infernet.transfer_digest(p_kind, l.accounts, l.amounts, p_jobs[l.transfer], p_attempts[l.transfer], null), v_now
+  from (select l.transfer, array_agg(l.account_id order by l.n) as accounts, array_agg(l.amount order by l.n) as amounts
         from unnest(p_transfers, p_accounts, p_amounts) with ordinality as l (transfer, account_id, amount, n)
-        group by l.transfer) l on l.transfer = t.n;
+        group by l.transfer) l;
 
   with leg as (
     select l.transfer, l.account_id, l.amount from unnest(p_transfers, p_accounts, p_amounts) as l (transfer, account_id, amount)
@@ -304,12 +304,12 @@ begin
          array_agg(infernet.account('held', j.consumer_id) order by j.id) as held,
          array_agg(infernet.account('available', j.consumer_id) order by j.id) as available,
          array_agg(infernet.derived_id(j.id, 'release:' || j.hold_id) order by j.id) as ids,
-         array_agg(-j.price_cap order by j.id) as minus, array_agg(0::numeric) as zero, array_agg(null::uuid) as nobody,
+         array_agg(-j.price_cap order by j.id) as minus, array_agg(0::numeric) as zero,
          array_agg(j.n::int order by j.id) as n
   into v from (select j.*, row_number() over (order by j.id) as n from public.jobs j where j.id = any (p_jobs)) j;
   perform infernet.lock_accounts(v.held || v.available);
   perform infernet.reduce_holds(v.holds, v.zero, v.caps);
-  perform infernet.post_many(v.ids, 'release', v.jobs, v.nobody, v.n || v.n, v.held || v.available, v.minus || v.caps);
+  perform infernet.post_many(v.ids, 'release', v.jobs, null, v.n || v.n, v.held || v.available, v.minus || v.caps);
 end $$;
 
 -- The shard of the fee account that an attempt's fee goes to.
