@@ -184,6 +184,29 @@ alter table realtime.messages enable row level security;
 grant select, insert, update on realtime.messages to anon, authenticated, service_role;
 grant all on realtime.messages to postgres;
 
+-- Real Realtime learns of messages by decoding the WAL. The gateway reads them
+-- from here, and knows by two columns of its own, which Realtime does not have,
+-- which ones it has not read yet: `txid` is the transaction that a snapshot shows
+-- or does not show, `seq` the order of the rows of one snapshot. A trigger with
+-- NOTIFY would be simpler, but it takes one lock of the whole cluster from before
+-- the commit is flushed until after it, so that all who send commit one by one.
+create sequence if not exists realtime.messages_seq;
+alter sequence realtime.messages_seq owner to supabase_realtime_admin;
+-- Whoever may insert needs it for the default.
+grant usage, select on sequence realtime.messages_seq to public;
+
+drop trigger if exists notify_message on realtime.messages;
+drop function if exists realtime.notify_message();
+alter table realtime.messages
+  add column if not exists txid xid8 not null default pg_current_xact_id(),
+  add column if not exists seq bigint not null default 0;
+-- Apart, so that rows of an older release are not written anew.
+alter table realtime.messages alter column seq set default nextval('realtime.messages_seq');
+create index if not exists messages_txid_index on realtime.messages (txid);
+-- Rows of a dump bring numbers that the transactions of this cluster still have
+-- before them, and would be taken for news then.
+update realtime.messages set txid = pg_current_xact_id() where txid > pg_current_xact_id();
+
 -- Replay reads the newest private broadcasts of a topic.
 create index if not exists messages_inserted_at_topic_index
   on realtime.messages (inserted_at desc, topic)
@@ -269,36 +292,6 @@ exception
 end;
 $$;
 
--- Tells the gateway of a message. Real Realtime decodes the WAL; here the row's
--- key goes out with the commit on channel `realtime_messages`, as
---   {"id":"UUID","inserted_at":"2026-01-31T12:00:00.123456"}
--- and the gateway reads the row by both (inserted_at finds the partition). A
--- notification is limited to 8000 bytes, so the message itself cannot go along.
--- NOTIFY takes one lock of the whole cluster at commit: fine at the rates of one
--- embedded control plane.
-create or replace function realtime.notify_message() returns trigger
-language plpgsql
-set search_path = ''
-as $$
-begin
-  perform pg_notify(
-    'realtime_messages',
-    json_build_object('id', new.id, 'inserted_at', new.inserted_at)::text);
-  return null;
-end;
-$$;
-
--- A row without an event, a payload or a bus is no message: it is stored and not
--- delivered, as on Realtime.
-create or replace trigger notify_message
-  after insert on realtime.messages
-  for each row
-  when (new.extension = 'broadcast'
-    and new.event is not null
-    and new.private is not null
-    and (new.payload is not null or new.binary_payload is not null))
-  execute function realtime.notify_message();
-
 -- Keeps one partition of realtime.messages a day, from yesterday to three days
 -- ahead, and drops those whose last message is older than 72 hours. Called at
 -- start and hourly by the gateway; safe to call at any time by any number of
@@ -353,7 +346,6 @@ exception
 end;
 $$;
 
-revoke execute on function realtime.notify_message() from public;
 revoke execute on function realtime.keep_partitions() from public;
 grant execute on function realtime.keep_partitions() to postgres, service_role;
 

@@ -38,7 +38,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
-use super::LISTENER_NAME;
+use super::READER_NAME;
 
 /// Connections at one time; more wait to be accepted.
 const CONNECTION_LIMIT: usize = 4096;
@@ -284,13 +284,13 @@ async fn serve_health(State(health): State<Arc<Health>>) -> Response {
     )
 }
 
-/// Asks the database whether it is there, and whether Realtime listens to it.
+/// Asks the database whether it is there, and whether Realtime reads it.
 async fn ask_database(pool: &Pool) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
     let connection = pool.get().await?;
     let statement = connection
         .prepare_cached("select exists (select from pg_stat_activity where application_name = $1)")
         .await?;
-    Ok(connection.query_one(&statement, &[&LISTENER_NAME]).await?.try_get(0)?)
+    Ok(connection.query_one(&statement, &[&READER_NAME]).await?.try_get(0)?)
 }
 
 /// Answers for a path that no part serves.

@@ -29,6 +29,7 @@ use tokio_util::task::TaskTracker;
 
 use self::api_key::ApiKeys;
 use self::auth::{AuthContext, ClientAddress, TOKEN_LIFETIME, TokenSigner};
+use self::commits::Commits;
 use self::data_dir::{DataDir, DataDirError, DataDirLock, Running};
 use self::functions::{Functions, FunctionsContext, FunctionsError};
 use self::jwt::JwtVerifier;
@@ -42,6 +43,7 @@ use crate::identity::{KeyFileError, Keys};
 
 pub mod api_key;
 pub mod auth;
+pub mod commits;
 pub mod data_dir;
 pub mod functions;
 mod gateway;
@@ -56,9 +58,9 @@ mod timer;
 /// The port of the gateway, as of a local Supabase.
 pub const DEFAULT_PORT: u16 = 54321;
 
-/// How the connection that listens for Realtime calls itself, by which `/health`
+/// How the connection that reads for Realtime calls itself, by which `/health`
 /// finds it.
-const LISTENER_NAME: &str = "infernet realtime";
+const READER_NAME: &str = "infernet realtime";
 /// Connections of the gateway to the database; the server takes 100.
 const POOL_SIZE: usize = 32;
 /// How long a request may wait for a connection, or for making one.
@@ -264,6 +266,7 @@ impl Stack {
         let url = format!("http://{}", reachable(address));
         let shutdown = CancellationToken::new();
         let sockets = TaskTracker::new();
+        let commits = Commits::default();
         let built = Parts {
             options: &options,
             data: &data,
@@ -273,6 +276,7 @@ impl Stack {
             pool: &pool,
             shutdown: &shutdown,
             sockets: &sockets,
+            commits: &commits,
         }
         .build();
         let Built { router, functions, rest } = match built {
@@ -294,7 +298,7 @@ impl Stack {
             });
         };
         run("gateway", Box::pin(gateway::run_gateway(listener, router, shutdown.clone())));
-        run("clock", Box::pin(timer::run_tick(pool.clone(), shutdown.clone())));
+        run("clock", Box::pin(timer::run_tick(pool.clone(), commits, shutdown.clone())));
         run("clock", Box::pin(timer::run_partitions(pool.clone(), shutdown.clone())));
         let listener = endpoint.config("authenticator", &secrets.authenticator_password);
         run("catalogue", Box::pin(rest::reload_on_notify(rest, listener, shutdown.clone())));
@@ -471,6 +475,7 @@ struct Parts<'a> {
     pool: &'a Pool,
     shutdown: &'a CancellationToken,
     sockets: &'a TaskTracker,
+    commits: &'a Commits,
 }
 
 /// The parts behind the gateway.
@@ -503,6 +508,7 @@ impl Parts<'_> {
         });
         let mut rest = RestContext::new(self.pool.clone(), Arc::clone(&verifier));
         rest.api_keys = Some(Arc::new(self.api_keys()?));
+        rest.commits = self.commits.clone();
         let rest = Rest::new(rest);
         let router = auth
             .merge(rest.router("/rest/v1"))
@@ -515,12 +521,13 @@ impl Parts<'_> {
 
     /// Makes Realtime.
     fn realtime(&self, verifier: Arc<JwtVerifier>) -> Result<Router, StackError> {
-        let mut listener =
+        let mut reader =
             self.endpoint.config("authenticator", &self.secrets.authenticator_password);
-        listener.application_name(LISTENER_NAME);
+        reader.application_name(READER_NAME);
         Ok(realtime::router(RealtimeContext {
             pool: self.pool.clone(),
-            listener,
+            reader,
+            commits: self.commits.clone(),
             verifier,
             api_keys: self.api_keys()?,
             limits: self.options.realtime_limits,

@@ -332,7 +332,7 @@ impl Postgres {
             ("shared_buffers", "64MB"),
             // Plans of our statements cost less than compiling them.
             ("jit", "off"),
-            // The gateway delivers by trigger and NOTIFY, nothing decodes the log.
+            // The gateway reads messages from their table, nothing decodes the log.
             ("wal_level", "replica"),
             ("max_wal_senders", "4"),
             ("timezone", "UTC"),

@@ -11,6 +11,8 @@ use deadpool_postgres::Pool;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use super::commits::Commits;
+
 /// How often the schema's tick is called.
 const TICK_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the partitions are looked after.
@@ -32,14 +34,17 @@ enum TimerError {
     Slow,
 }
 
-/// Calls `public.tick()` every second until `shutdown`.
-pub(super) async fn run_tick(pool: Pool, shutdown: CancellationToken) {
-    run_every(TICK_INTERVAL, "select public.tick()", &pool, &shutdown).await;
+/// Calls `public.tick()` every second until `shutdown`, and tells of each, as it
+/// may have sent messages.
+pub(super) async fn run_tick(pool: Pool, commits: Commits, shutdown: CancellationToken) {
+    run_every(TICK_INTERVAL, "select public.tick()", &pool, &commits, &shutdown).await;
 }
 
 /// Calls `realtime.keep_partitions()` every hour until `shutdown`.
 pub(super) async fn run_partitions(pool: Pool, shutdown: CancellationToken) {
-    run_every(PARTITION_INTERVAL, "select realtime.keep_partitions()", &pool, &shutdown).await;
+    let nobody = Commits::default();
+    let statement = "select realtime.keep_partitions()";
+    run_every(PARTITION_INTERVAL, statement, &pool, &nobody, &shutdown).await;
 }
 
 /// Runs a statement at an interval.
@@ -47,6 +52,7 @@ async fn run_every(
     interval: Duration,
     statement: &'static str,
     pool: &Pool,
+    commits: &Commits,
     shutdown: &CancellationToken,
 ) {
     let mut clock = tokio::time::interval(interval);
@@ -63,6 +69,7 @@ async fn run_every(
         };
         match outcome.unwrap_or(Err(TimerError::Slow)) {
             Ok(()) => {
+                commits.tell();
                 if failures > 0 {
                     tracing::info!(statement, failures, "the clock works again");
                 }

@@ -52,6 +52,8 @@ mod lossy_proxy;
 #[cfg(feature = "stack")]
 mod realtime_client;
 #[cfg(feature = "stack")]
+mod realtime_feed;
+#[cfg(feature = "stack")]
 mod realtime_limits;
 #[cfg(feature = "stack")]
 mod realtime_server;

@@ -97,8 +97,9 @@ async fn database() -> (Database, String) {
 #[tokio::test]
 async fn what_is_not_served_is_refused_in_the_protocols_words() {
     let (database, token) = database().await;
-    let server =
-        database.serve(Settings { public_channels: true, limits: limits(), address: None }).await;
+    let server = database
+        .serve(Settings { public_channels: true, limits: limits(), ..Settings::default() })
+        .await;
     let mut socket = Socket::open(&server).await;
 
     // The join is ok, and a system message says that nothing will come.
@@ -197,12 +198,12 @@ async fn messages_of_the_database_flow_again_after_their_connection_is_lost() {
         let killed = connection
             .execute(
                 "select pg_terminate_backend(pid) from pg_stat_activity
-                 where query like '%unnest(%' and usename = 'authenticator'",
+                 where query like '%pg_current_snapshot%' and usename = 'authenticator'",
                 &[],
             )
             .await
             .unwrap();
-        assert_eq!(killed, 1, "the listener's connection is found");
+        assert_eq!(killed, 1, "the reader's connection is found");
     }
     server.stop().await;
 }
@@ -212,7 +213,8 @@ async fn a_silent_client_is_closed_and_a_slow_one_is_cut_off() {
     let (database, token) = database().await;
     let limits =
         Limits { idle_timeout: Duration::from_secs(3), outbox_bytes: 1024 * 1024, ..limits() };
-    let server = database.serve(Settings { public_channels: true, limits, address: None }).await;
+    let server =
+        database.serve(Settings { public_channels: true, limits, ..Settings::default() }).await;
     let mut silent = Socket::open(&server).await;
     assert_eq!(silent.closed().await, Some(CloseCode::Normal));
 
@@ -241,7 +243,8 @@ async fn a_silent_client_is_closed_and_a_slow_one_is_cut_off() {
 async fn a_loud_client_loses_its_channel_and_keeps_its_socket() {
     let (database, token) = database().await;
     let limits = Limits { messages_per_second: 1, message_burst: 20, ..limits() };
-    let server = database.serve(Settings { public_channels: true, limits, address: None }).await;
+    let server =
+        database.serve(Settings { public_channels: true, limits, ..Settings::default() }).await;
     let mut socket = Socket::open(&server).await;
     socket.join("loud", json!({}), &token).await;
     for n in 0..40 {

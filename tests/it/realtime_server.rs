@@ -11,6 +11,7 @@ use axum::Router;
 use axum::serve::ListenerExt as _;
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
 use infernet::stack::api_key::ApiKeys;
+use infernet::stack::commits::Commits;
 use infernet::stack::data_dir::DataDir;
 use infernet::stack::jwt::{JwtVerifier, sign_hs256};
 use infernet::stack::migrate::apply_baseline;
@@ -96,7 +97,8 @@ impl Database {
         let service = self.token(&json!({ "role": "service_role" }), 3600);
         let router = realtime::router(RealtimeContext {
             pool: self.pool(),
-            listener: self.config(),
+            reader: self.config(),
+            commits: settings.commits,
             verifier: Arc::new(JwtVerifier::from_secret(&self.secrets.jwt_secret).unwrap()),
             api_keys: ApiKeys::new(PUBLISHABLE_KEY, "sb_secret_of_the_tests", anon, service)
                 .unwrap(),
@@ -126,6 +128,7 @@ impl Database {
 pub(crate) struct Settings {
     pub(crate) public_channels: bool,
     pub(crate) limits: Limits,
+    pub(crate) commits: Commits,
     /// None: a free port.
     pub(crate) address: Option<SocketAddr>,
 }

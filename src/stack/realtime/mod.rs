@@ -16,6 +16,7 @@
 //! | `message` | one message in the form of each receiver |
 //! | `outbox` | the bounded queue of frames to one client |
 //! | `database` | messages that transactions leave behind |
+//! | `pace` | when to look for them |
 //! | `http` | `POST /api/broadcast` |
 //! | `limits` | every number that bounds a client |
 //!
@@ -23,10 +24,10 @@
 //! for one is told so in the protocol's own frames. The client is
 //! `control::realtime`, which shares the frame codec.
 //!
-//! Invariants: delivery is at most once; messages of one sender on one topic,
-//! and of the database as a whole, keep their order; a private channel is never
-//! joined, written or kept without the policies' consent; a slow client costs
-//! only itself.
+//! Invariants: delivery is at most once; messages of one sender on one topic keep
+//! their order, and so do those of the database whose transactions did not overlap
+//! (of others: see `database`); a private channel is never joined, written or kept
+//! without the policies' consent; a slow client costs only itself.
 
 mod authorization;
 mod channel;
@@ -38,6 +39,7 @@ mod join;
 mod limits;
 mod message;
 mod outbox;
+mod pace;
 mod session;
 mod socket;
 mod token;
@@ -58,6 +60,7 @@ pub use self::limits::Limits;
 
 use self::hub::Hub;
 use crate::stack::api_key::ApiKeys;
+use crate::stack::commits::Commits;
 use crate::stack::jwt::JwtVerifier;
 
 /// Everything that Realtime needs from the rest of the stack.
@@ -65,10 +68,12 @@ pub struct RealtimeContext {
     /// Connections that log in as `authenticator`; authorization takes one for
     /// a round trip and always rolls back.
     pub pool: deadpool_postgres::Pool,
-    /// How to open the one connection that listens for messages of the
-    /// database. Its role must be able to `set role service_role`, as
-    /// `authenticator` is.
-    pub listener: tokio_postgres::Config,
+    /// How to open the one connection that reads messages of the database. Its
+    /// role must be able to `set role service_role`, as `authenticator` is.
+    pub reader: tokio_postgres::Config,
+    /// Says that there may be messages. Without it they are found a few
+    /// milliseconds later.
+    pub commits: Commits,
     /// Verifies access tokens.
     pub verifier: Arc<JwtVerifier>,
     /// Maps `sb_` keys to tokens.
@@ -78,9 +83,9 @@ pub struct RealtimeContext {
     /// Whether public channels may be joined. Off in production: everybody with
     /// the publishable key could write to them.
     pub public_channels: bool,
-    /// Ends all sockets and the listener.
+    /// Ends all sockets and the reader.
     pub shutdown: CancellationToken,
-    /// Owns the tasks of the sockets and of the listener; wait for it after
+    /// Owns the tasks of the sockets and of the reader; wait for it after
     /// `shutdown`.
     pub tasks: TaskTracker,
 }
@@ -95,16 +100,17 @@ struct Service {
     shutdown: CancellationToken,
     tasks: TaskTracker,
     hub: Hub,
+    commits: Commits,
     /// Open sockets.
     sockets: AtomicUsize,
     /// Ids of channels, over all sockets.
     channel_ids: AtomicU64,
     /// 0 while messages of the database do not flow, else the number of the
-    /// listener's connection.
+    /// reader's connection.
     database_epoch: watch::Receiver<u64>,
 }
 
-/// Starts the database listener and returns the routes `/websocket` and
+/// Starts the reader of the database and returns the routes `/websocket` and
 /// `/api/broadcast…`, to be nested under `/realtime/v1`.
 ///
 /// The HTTP server must serve connections with upgrades and should set
@@ -120,15 +126,12 @@ pub fn router(context: RealtimeContext) -> Router {
         shutdown: context.shutdown,
         tasks: context.tasks,
         hub: Hub::default(),
+        commits: context.commits,
         sockets: AtomicUsize::new(0),
         channel_ids: AtomicU64::new(1),
         database_epoch,
     });
-    service.tasks.spawn(database::run_listener(
-        Arc::clone(&service),
-        context.listener,
-        epoch_sender,
-    ));
+    service.tasks.spawn(database::run_reader(Arc::clone(&service), context.reader, epoch_sender));
     Router::new()
         .route("/websocket", any(handshake::upgrade))
         .route(

@@ -57,6 +57,7 @@ use self::response::Frame;
 use self::sql::Sql;
 use self::statement::{Call, Planned, plan_call, plan_read};
 use crate::stack::api_key::ApiKeys;
+use crate::stack::commits::Commits;
 use crate::stack::jwt::{Claims, JwtVerifier, bearer_token};
 
 /// How long after a reload a miss does not cause another one.
@@ -85,6 +86,8 @@ pub struct RestContext {
     pub pool_timeout: Duration,
     /// Honours `Prefer: tx=rollback`. Only for tests.
     pub rollback_allowed: bool,
+    /// Is told of calls that have committed.
+    pub commits: Commits,
 }
 
 impl RestContext {
@@ -101,6 +104,7 @@ impl RestContext {
             body_limit: 10 * 1024 * 1024,
             pool_timeout: Duration::from_secs(10),
             rollback_allowed: false,
+            commits: Commits::default(),
         }
     }
 }
@@ -342,6 +346,9 @@ impl Rest {
             rollback: incoming.preferences.rollback == Some(true),
         };
         let mut outcome = execute::run(&context.pool, context.pool_timeout, &work).await?;
+        if !work.read_only && !work.rollback {
+            context.commits.tell();
+        }
         check(&outcome)?;
         if !plan.call {
             outcome.total = total_of(&outcome, incoming.preferences.count, context.max_rows);

@@ -1,0 +1,113 @@
+//! When to look for messages of the database: at once when the gateway itself
+//! has committed something, else at intervals that are short while others send
+//! and grow when they do not.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How often to look while others than the gateway send messages.
+const BUSY_INTERVAL: Duration = Duration::from_millis(2);
+/// How often to look when nobody does.
+const IDLE_INTERVAL: Duration = Duration::from_millis(25);
+/// How long after such a message others are taken to be sending.
+const BUSY_FOR: Duration = Duration::from_millis(200);
+/// Bounds of the pause after each look.
+const REST: (Duration, Duration) = (Duration::from_micros(500), Duration::from_millis(5));
+/// How many times longer than a look the pause after it is, so that a busy
+/// database does not spend itself on being asked.
+const REST_FACTOR: u32 = 3;
+
+/// Why a look was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// The gateway committed something.
+    Told,
+    /// The interval was over.
+    Interval,
+}
+
+/// The times of the next look.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    interval: Duration,
+    busy_until: Option<Instant>,
+    /// When to look if nobody tells of anything.
+    pub(super) due: Instant,
+    /// When to look at the earliest.
+    pub(super) earliest: Instant,
+}
+
+impl Pace {
+    /// Makes one that looks at once.
+    pub(super) fn new(now: Instant) -> Self {
+        Self { interval: IDLE_INTERVAL, busy_until: None, due: now, earliest: now }
+    }
+
+    /// Plans the next look after one that began and ended then.
+    pub(super) fn looked(&mut self, cause: Cause, found: bool, began: Instant, ended: Instant) {
+        // What the gateway tells of needs no looking for: only what is found
+        // without it shows that others send.
+        if found && cause == Cause::Interval {
+            self.busy_until = Some(ended + BUSY_FOR);
+        }
+        self.interval = if self.busy_until.is_some_and(|until| ended < until) {
+            BUSY_INTERVAL
+        } else {
+            (self.interval * 2).min(IDLE_INTERVAL)
+        };
+        self.earliest = ended + (REST_FACTOR * (ended - began)).clamp(REST.0, REST.1);
+        self.due = self.earliest.max(ended + self.interval);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MILLI: Duration = Duration::from_millis(1);
+
+    /// Lets looks of a tenth of a millisecond happen when they are due, and returns
+    /// the time from the end of the last to the next.
+    fn look(pace: &mut Pace, cause: Cause, found: bool) -> Duration {
+        let ended = pace.due + MILLI / 10;
+        pace.looked(cause, found, pace.due, ended);
+        pace.due - ended
+    }
+
+    #[test]
+    fn looks_are_frequent_while_others_send_and_rare_afterwards() {
+        let mut pace = Pace::new(Instant::now());
+        assert_eq!(look(&mut pace, Cause::Interval, false), IDLE_INTERVAL);
+        assert_eq!(look(&mut pace, Cause::Interval, true), BUSY_INTERVAL);
+        let last = pace.due;
+        let mut pauses = vec![look(&mut pace, Cause::Interval, false)];
+        while pauses.last() != Some(&IDLE_INTERVAL) {
+            pauses.push(look(&mut pace, Cause::Interval, false));
+        }
+        assert!(pauses.is_sorted(), "{pauses:?}");
+        let took = pace.due - last;
+        assert!(took > BUSY_FOR && took < BUSY_FOR + 4 * IDLE_INTERVAL, "{took:?}");
+    }
+
+    #[test]
+    fn what_the_gateway_tells_of_leaves_the_interval_long() {
+        let mut pace = Pace::new(Instant::now());
+        for _ in 0..10 {
+            assert_eq!(look(&mut pace, Cause::Told, true), IDLE_INTERVAL);
+        }
+    }
+
+    #[test]
+    fn a_slow_database_is_asked_less_and_not_forgotten() {
+        let now = Instant::now();
+        for (took, rest) in
+            [(Duration::ZERO, REST.0), (MILLI, 3 * MILLI), (Duration::from_secs(1), REST.1)]
+        {
+            let mut pace = Pace::new(now);
+            pace.looked(Cause::Told, true, now, now + took);
+            assert_eq!(pace.earliest - (now + took), rest);
+            assert!(pace.due >= pace.earliest);
+        }
+    }
+}
