@@ -57,6 +57,9 @@ const READ_START: &str = "
            pg_current_snapshot()::text,
            (select case when is_called then last_value else 0 end from realtime.messages_seq)";
 
+/// The current snapshot: while it is the same, nothing was committed.
+const READ_SNAPSHOT: &str = "select pg_current_snapshot()::text";
+
 /// Reads the rows that the current snapshot shows and snapshot $1 does not.
 fn read() -> String {
     statement("true", "")
@@ -204,6 +207,7 @@ struct Reader<'a> {
     service: &'a Service,
     client: &'a Client,
     read: Statement,
+    read_snapshot: Statement,
     place: &'a mut Place,
 }
 
@@ -218,10 +222,11 @@ impl<'a> Reader<'a> {
         let start = async {
             client.batch_execute(PREPARE).await?;
             let read = client.prepare(&read()).await?;
+            let read_snapshot = client.prepare(READ_SNAPSHOT).await?;
             let row = client.query_one(READ_START, &[]).await?;
-            Ok::<_, tokio_postgres::Error>((read, row))
+            Ok::<_, tokio_postgres::Error>((read, read_snapshot, row))
         };
-        let (read, row) =
+        let (read, read_snapshot, row) =
             tokio::time::timeout(TIMEOUT, start).await.map_err(|_| ReaderError::Timeout)??;
         let cluster: String = row.try_get(0)?;
         let known = place.take().filter(|known| known.cluster == cluster);
@@ -236,7 +241,7 @@ impl<'a> Reader<'a> {
                 at: Instant::now(),
             },
         });
-        let mut reader = Self { service, client, read, place };
+        let mut reader = Self { service, client, read, read_snapshot, place };
         if is_known {
             reader.look_again().await?;
         }
@@ -258,9 +263,21 @@ impl<'a> Reader<'a> {
                 commits.told().now_or_never();
             }
             let began = Instant::now();
-            let found = self.look().await?;
+            // While nothing happens, which is most of the time, a look is much work
+            // for nothing.
+            let is_quiet = cause == Cause::Interval && !pace.is_busy();
+            let found =
+                if is_quiet && !self.has_moved().await? { false } else { self.look().await? };
             pace.looked(cause, found, began, Instant::now());
         }
+    }
+
+    /// Says whether anything was committed since the last look.
+    async fn has_moved(&self) -> Result<bool, ReaderError> {
+        let asked = self.client.query_one(&self.read_snapshot, &[]);
+        let row =
+            tokio::time::timeout(TIMEOUT, asked).await.map_err(|_| ReaderError::Timeout)??;
+        Ok(row.try_get::<_, &str>(0)? != self.place.seen)
     }
 
     /// Publishes what is new. Returns whether there was anything.

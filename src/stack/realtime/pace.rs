@@ -12,11 +12,9 @@ const BUSY_INTERVAL: Duration = Duration::from_millis(2);
 const IDLE_INTERVAL: Duration = Duration::from_millis(25);
 /// How long after such a message others are taken to be sending.
 const BUSY_FOR: Duration = Duration::from_millis(200);
-/// Bounds of the pause after each look.
-const REST: (Duration, Duration) = (Duration::from_micros(500), Duration::from_millis(5));
-/// How many times longer than a look the pause after it is, so that a busy
-/// database does not spend itself on being asked.
-const REST_FACTOR: u32 = 3;
+/// The pause after each look, so that however much is committed, the database does
+/// not spend itself on being asked.
+const REST: Duration = Duration::from_millis(1);
 
 /// Why a look was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,8 +54,13 @@ impl Pace {
         } else {
             (self.interval * 2).min(IDLE_INTERVAL)
         };
-        self.earliest = ended + (REST_FACTOR * (ended - began)).clamp(REST.0, REST.1);
-        self.due = self.earliest.max(ended + self.interval);
+        self.earliest = ended + REST;
+        self.due = self.earliest.max(began + self.interval);
+    }
+
+    /// Says whether others are sending just now.
+    pub(super) fn is_busy(&self) -> bool {
+        self.interval == BUSY_INTERVAL
     }
 }
 
@@ -68,11 +71,11 @@ mod tests {
     const MILLI: Duration = Duration::from_millis(1);
 
     /// Lets looks of a tenth of a millisecond happen when they are due, and returns
-    /// the time from the end of the last to the next.
+    /// the time from one to the next.
     fn look(pace: &mut Pace, cause: Cause, found: bool) -> Duration {
-        let ended = pace.due + MILLI / 10;
-        pace.looked(cause, found, pace.due, ended);
-        pace.due - ended
+        let began = pace.due;
+        pace.looked(cause, found, began, began + MILLI / 10);
+        pace.due - began
     }
 
     #[test]
@@ -99,15 +102,14 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_database_is_asked_less_and_not_forgotten() {
+    fn there_is_a_pause_after_each_look() {
         let now = Instant::now();
-        for (took, rest) in
-            [(Duration::ZERO, REST.0), (MILLI, 3 * MILLI), (Duration::from_secs(1), REST.1)]
-        {
+        for took in [Duration::ZERO, MILLI, Duration::from_secs(1)] {
             let mut pace = Pace::new(now);
-            pace.looked(Cause::Told, true, now, now + took);
-            assert_eq!(pace.earliest - (now + took), rest);
-            assert!(pace.due >= pace.earliest);
+            pace.looked(Cause::Interval, true, now, now + took);
+            assert!(pace.is_busy());
+            assert_eq!(pace.earliest, now + took + REST);
+            assert_eq!(pace.due, pace.earliest.max(now + BUSY_INTERVAL));
         }
     }
 }
