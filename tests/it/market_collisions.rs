@@ -140,7 +140,9 @@ impl Arena {
             (select * from public.job_attempts where state in ('offered', 'running')) a on a.id = l.attempt_id
             where a.id is null or l.attempt_id is null";
         let differing: i64 = self.market.read(live).await;
-        self.check(differing == 0, || format!("{differing} attempts take a slot too much or too little"));
+        self.check(differing == 0, || {
+            format!("{differing} attempts take a slot too much or too little")
+        });
         drop((self.market, self.lanes));
         self.server.stop().await;
         self.faults

@@ -268,7 +268,8 @@ impl<'a> Reader<'a> {
             let is_quiet = cause == Cause::Interval && !pace.is_busy();
             let found =
                 if is_quiet && !self.has_moved().await? { false } else { self.look().await? };
-            pace.looked(cause, found, began, Instant::now());
+            let heard = !self.service.hub.is_empty();
+            pace.looked(cause, (found, heard), began, Instant::now());
         }
     }
 

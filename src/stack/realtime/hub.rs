@@ -42,6 +42,13 @@ impl Hub {
         topics.entry(topic.to_owned()).or_default().push(Listener { channel, version, outbox });
     }
 
+    /// Says whether nobody listens to anything.
+    pub(super) fn is_empty(&self) -> bool {
+        [&self.public, &self.private]
+            .iter()
+            .all(|bus| bus.read().unwrap_or_else(PoisonError::into_inner).is_empty())
+    }
+
     /// Takes a channel off a topic. Nothing reaches it through the hub from
     /// then on.
     pub(super) fn forget(&self, private: bool, topic: &str, channel: u64) {

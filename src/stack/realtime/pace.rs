@@ -10,6 +10,8 @@ use tokio::time::Instant;
 const BUSY_INTERVAL: Duration = Duration::from_millis(2);
 /// How often to look when nobody does.
 const IDLE_INTERVAL: Duration = Duration::from_millis(25);
+/// How often to look when nobody would hear of a message.
+const UNHEARD_INTERVAL: Duration = Duration::from_millis(50);
 /// How long after such a message others are taken to be sending.
 const BUSY_FOR: Duration = Duration::from_millis(200);
 /// The pause after each look, so that however much is committed, the database does
@@ -42,14 +44,23 @@ impl Pace {
         Self { interval: IDLE_INTERVAL, busy_until: None, due: now, earliest: now }
     }
 
-    /// Plans the next look after one that began and ended then.
-    pub(super) fn looked(&mut self, cause: Cause, found: bool, began: Instant, ended: Instant) {
+    /// Plans the next look after one that began and ended then. `heard` says
+    /// whether any channel is joined.
+    pub(super) fn looked(
+        &mut self,
+        cause: Cause,
+        (found, heard): (bool, bool),
+        began: Instant,
+        ended: Instant,
+    ) {
         // What the gateway tells of needs no looking for: only what is found
         // without it shows that others send.
         if found && cause == Cause::Interval {
             self.busy_until = Some(ended + BUSY_FOR);
         }
-        self.interval = if self.busy_until.is_some_and(|until| ended < until) {
+        self.interval = if !heard {
+            UNHEARD_INTERVAL
+        } else if self.busy_until.is_some_and(|until| ended < until) {
             BUSY_INTERVAL
         } else {
             (self.interval * 2).min(IDLE_INTERVAL)
@@ -74,7 +85,7 @@ mod tests {
     /// the time from one to the next.
     fn look(pace: &mut Pace, cause: Cause, found: bool) -> Duration {
         let began = pace.due;
-        pace.looked(cause, found, began, began + MILLI / 10);
+        pace.looked(cause, (found, true), began, began + MILLI / 10);
         pace.due - began
     }
 
@@ -94,6 +105,15 @@ mod tests {
     }
 
     #[test]
+    fn looks_are_rare_while_nobody_listens() {
+        let mut pace = Pace::new(Instant::now());
+        let began = pace.due;
+        pace.looked(Cause::Interval, (true, false), began, began + MILLI);
+        assert_eq!(pace.due - began, UNHEARD_INTERVAL);
+        assert!(look(&mut pace, Cause::Told, false) <= IDLE_INTERVAL);
+    }
+
+    #[test]
     fn what_the_gateway_tells_of_leaves_the_interval_long() {
         let mut pace = Pace::new(Instant::now());
         for _ in 0..10 {
@@ -106,7 +126,7 @@ mod tests {
         let now = Instant::now();
         for took in [Duration::ZERO, MILLI, Duration::from_secs(1)] {
             let mut pace = Pace::new(now);
-            pace.looked(Cause::Interval, true, now, now + took);
+            pace.looked(Cause::Interval, (true, true), now, now + took);
             assert!(pace.is_busy());
             assert_eq!(pace.earliest, now + took + REST);
             assert_eq!(pace.due, pace.earliest.max(now + BUSY_INTERVAL));

@@ -120,6 +120,8 @@ impl Session {
     // ------------------------------------------------------------------ join
 
     fn join(&mut self, incoming: Incoming) {
+        // So that as little as can be of what is older reaches the channel.
+        self.service.commits.tell();
         let Incoming { topic, reference, join_ref, body, .. } = incoming;
         // Joining again ends the older channel, whatever becomes of the new one.
         if let Some(older) = self.remove(&topic) {
