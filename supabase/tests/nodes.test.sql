@@ -178,6 +178,22 @@ select is(tests.status('n1'), 'online', 'a limit of 0 pauses nobody');
 update public.settings set value = '3' where key = 'fault_limit';
 select tests.call_on('carol', 'resume_node', 'n1') is not null;
 
+-- The same by real attempts: three jobs that fail on it pause a node, and its queue waits for others.
+create temp table failing as select ('00000000-0000-7000-8000-00000000010' || i)::uuid as job from generate_series(1, 4) i;
+select tests.beat('n2', true) is not null, tests.beat('n1') is not null;
+select tests.submit('alice', job) is not null from failing limit 3;
+select tests.start('n1', tests.attempt(job), '11111111-1111-4111-8111-111111111111') is not null from failing where tests.attempt(job) is not null;
+select tests.as('n1', format('public.fail_attempt(%L, ''11111111-1111-4111-8111-111111111111'', ''engine_failed'', ''It died.'')', tests.attempt(job))) is not null
+from failing where tests.attempt(job) is not null;
+select infernet.tick() is not null;
+select is(tests.status('n1'), 'paused', 'three jobs that fail on it pause a node');
+select matches(tests.beat('n1') #>> '{stops,0,reason}', 'Its engine failed 3 times in a row, the last time with engine_failed', 'with the reason');
+select is(tests.beat('n1') -> 'attempts', '[]', 'their retries are not given to it');
+select tests.beat('n2') is not null, tests.pass_time('3 seconds'), infernet.tick();
+select is((select count(*) from failing where tests.runner(job) = 'n2'), 3::bigint, 'another node gets them');
+select tests.as('alice', format('public.cancel_job(%L)', j.id)) is not null from public.jobs j where j.id in (select job from failing) and j.state in ('queued', 'assigned');
+select tests.call_on('carol', 'resume_node', 'n1') is not null;
+
 -- ------------------------------------------------------------ commands
 select matches(tests.state_of(format($$select tests.call_on('carol', 'command_node', 'n1', %L)$$, c.rest)), c.state, 'refused: command_node' || c.rest)
 from (values
