@@ -173,6 +173,27 @@ async fn an_idle_engine_goes_and_comes_back() {
 }
 
 #[tokio::test]
+async fn an_engine_is_restarted_after_what_it_answers() {
+    let image = engine_image();
+    let node = Node::new(vec![image.model()], |_| {});
+    let first = node.pool.ensure(MODEL).await.unwrap();
+    let answer = chat("Count from one to ten in words.", 40);
+    let stream = node.pool.chat(MODEL, answer, CancellationToken::new()).await.unwrap();
+    let (restarted, (text, end)) =
+        tokio::join!(tokio::time::timeout(LIMIT, node.pool.restart(MODEL)), read(stream));
+    restarted.unwrap().unwrap();
+    assert!(!text.is_empty() && matches!(end, EngineEvent::Done { .. }), "{text} {end:?}");
+    assert!(matches!(node.pool.states()[0].1, EngineState::Ready));
+    let second = node.pool.ensure(MODEL).await.unwrap();
+    assert_ne!(first.container(), second.container());
+    assert_eq!(node.containers().len(), 1);
+    let stream = node.pool.chat(MODEL, chat("Say hi.", 2), CancellationToken::new()).await.unwrap();
+    read(stream).await;
+    node.pool.stop_all().await;
+    assert!(node.containers().is_empty());
+}
+
+#[tokio::test]
 async fn leftovers_of_a_killed_agent_are_removed() {
     let image = engine_image();
     let mut node = Node::new(vec![image.model()], |_| {});
