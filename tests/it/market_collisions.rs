@@ -224,7 +224,7 @@ async fn a_job_submitted_many_times_at_once_is_one_job() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn equal_submits_go_wrong_when_a_known_id_is_not_passed_by() {
-    let weaknesses = [("infernet.submit_job", "on conflict (id) do nothing", "")];
+    let weaknesses = [("infernet.hold", "on conflict (id) do nothing", "")];
     assert_ne!(equal_submits(10, &weaknesses).await, Vec::<String>::new());
 }
 
@@ -355,8 +355,8 @@ async fn a_heartbeat_and_a_sweep_at_once_agree_on_who_is_lost() {
 async fn heartbeat_against_sweep_goes_wrong_without_the_lock_of_the_node() {
     let weaknesses = [(
         "infernet.sweep_nodes",
-        "limit p_limit for update of n skip locked\n  loop",
-        "limit p_limit\n  loop perform pg_sleep(0.02);",
+        "perform from public.node_liveness n where n.node_id = v_node and n.lease_until <= p_now for update skip locked;\n    continue when not found;",
+        "perform pg_sleep(0.02);",
     )];
     assert_ne!(heartbeat_against_sweep(10, &weaknesses).await, Vec::<String>::new());
 }
@@ -472,6 +472,6 @@ async fn a_node_that_its_owner_drains_gets_no_job_that_comes_later() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn drain_against_assign_goes_wrong_when_matching_does_not_look() {
-    let weaknesses = [("infernet.candidates", "and not n.draining", "")];
+    let weaknesses = [("infernet.candidates", "when n.draining then 'takes no new work'", "")];
     assert_ne!(drain_against_assign(3, Drain::Order, &weaknesses).await, Vec::<String>::new());
 }

@@ -14,8 +14,12 @@ begin
         'max_attempts', j.max_attempts, 'cap', j.price_cap::text, 'input_bound', j.input_bound,
         'max_tokens', j.max_tokens, 'deadline', tests.ms(j.deadline_at), 'failed_on', j.failed_on,
         'retry_after', tests.ms(j.retry_after), 'cancel_at', tests.ms(j.cancel_at), 'ended', tests.ms(j.ended_at),
-        'cost', j.cost::text, 'code', j.error_code, 'hold', h.state, 'captured', h.captured::text)), '{}')
-      from public.jobs j left join public.ledger_holds h on h.job_id = j.id),
+        'cost', j.cost::text, 'code', j.error_code, 'priority', j.priority, 'start', tests.ms(j.start_at),
+        'exclude', j.exclude, 'labels', j.labels)), '{}')
+      from public.jobs j),
+    'waiting', (select coalesce(jsonb_object_agg(q.job_id, q.ready_at is null), '{}') from infernet.queue q),
+    'live', (select coalesce(jsonb_object_agg(l.job_id, l.attempt_id), '{}') from infernet.live_attempts l),
+    'failed', (select coalesce(jsonb_agg(f.job_id), '[]') from infernet.failed_jobs f),
     'attempts', (select coalesce(jsonb_object_agg(a.id, jsonb_build_object(
         'job', a.job_id, 'number', a.number, 'offer', a.offer_id, 'node', a.provider_id, 'state', a.state,
         'lease', a.lease, 'price_input', a.price_input::text, 'price_output', a.price_output::text,
@@ -23,7 +27,7 @@ begin
         'cost', a.cost::text, 'earned', a.earned::text, 'code', a.error_code)), '{}')
       from public.job_attempts a),
     'offers', (select coalesce(jsonb_object_agg(o.id, jsonb_build_object(
-        'node', o.provider_id, 'model', m.name, 'slots', l.slots, 'busy', infernet.busy(o.id), 'enabled', o.enabled,
+        'node', o.provider_id, 'model', m.name, 'labels', o.labels, 'slots', l.slots, 'busy', infernet.busy(o.id), 'enabled', o.enabled,
         'approved', o.approved, 'price_input', o.price_input::text, 'price_output', o.price_output::text)), '{}')
       from public.offers o join infernet.offer_load l on l.offer_id = o.id join public.models m on m.id = o.model_id),
     'nodes', (select jsonb_object_agg(n.node_id, jsonb_build_object(

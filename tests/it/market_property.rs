@@ -17,7 +17,9 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use uuid::Uuid;
 
-use crate::market_model::{AttemptState, Call, Fault, Model, Seen, Submission};
+use crate::market_model::{
+    AttemptState, Call, Fault, JobState, Model, RUNNING_LIMIT, Seen, Submission,
+};
 use crate::market_steps::{Maximum, Named, Step, Steps};
 use crate::still_market::{Answer, BEGINNING, Millis, StillMarket, StillServer, completion};
 
@@ -55,6 +57,9 @@ impl Arena {
         }
         let operator = market.operator("olga").await;
         let mut nodes = Vec::new();
+        // One consumer may run but a few jobs at a time.
+        let limit = "update public.users set running_limit";
+        market.execute(&format!("{limit} = {RUNNING_LIMIT} where id = '{}'", people[2])).await;
         // Two nodes have one owner, and consumers have nodes too.
         for (index, owner) in [people[0], people[1], people[1], operator].iter().enumerate() {
             nodes.push(market.node(&format!("node-{index}"), *owner).await);
@@ -110,7 +115,8 @@ struct Life<'a> {
 
 impl<'a> Life<'a> {
     async fn begin(arena: &'a Arena, market: StillMarket) -> Result<Self, Fault> {
-        let model = Model::new(BEGINNING, &look(&market).await);
+        let mut model = Model::new(BEGINNING, &look(&market).await);
+        model.limited = Some(arena.people[2]);
         let mut life = Self {
             arena,
             market,
@@ -126,7 +132,7 @@ impl<'a> Life<'a> {
             let slots = u32::try_from(index % 2 + 1).unwrap();
             let offers =
                 MODELS[..=index % 2].iter().map(|m| ((*m).to_owned(), slots, slots)).collect();
-            life.make(Call::Register { node: *node, offers }).await?;
+            life.make(Call::Register { node: *node, labels: Vec::new(), offers }).await?;
         }
         Ok(life)
     }
@@ -190,19 +196,25 @@ impl<'a> Life<'a> {
     fn submission(&self, step: &Step) -> Option<Submission> {
         let people = &self.arena.people;
         match *step {
-            Step::Submit { consumer, model, tokens, maximum, deadline_secs } => Some(Submission {
-                consumer: people[usize::from(consumer) % people.len()],
-                job: Uuid::from_u128((7 << 76) + (2 << 62) + self.submissions.len() as u128),
-                model: MODELS[usize::from(model) % MODELS.len()].to_owned(),
-                tokens,
-                max_cost: match maximum {
-                    Maximum::Unsaid => None,
-                    Maximum::Low => Some(Decimal::new(3, 4)),
-                    Maximum::Enough => Some(Decimal::new(2, 3)),
-                    Maximum::TooMuch => Some(Decimal::from(1000)),
-                },
-                deadline_secs,
-            }),
+            Step::Submit { consumer, model, tokens, maximum, deadline_secs, ref terms } => {
+                Some(Submission {
+                    consumer: people[usize::from(consumer) % people.len()],
+                    job: Uuid::from_u128((7 << 76) + (2 << 62) + self.submissions.len() as u128),
+                    model: MODELS[usize::from(model) % MODELS.len()].to_owned(),
+                    tokens,
+                    max_cost: match maximum {
+                        Maximum::Unsaid => None,
+                        Maximum::Low => Some(Decimal::new(3, 4)),
+                        Maximum::Enough => Some(Decimal::new(2, 3)),
+                        Maximum::TooMuch => Some(Decimal::from(1000)),
+                    },
+                    deadline_secs,
+                    priority: terms.priority,
+                    delay_secs: terms.delay_secs,
+                    exclude: terms.excluded.map(|node| self.node(node)).into_iter().collect(),
+                    labels: terms.wants_label.then(|| "ssd".to_owned()).into_iter().collect(),
+                })
+            }
             Step::SubmitAgain { job, is_changed, is_other } => {
                 let count = self.submissions.len();
                 let mut again = self.submissions.get(usize::from(job) % count.max(1))?.clone();
@@ -273,34 +285,34 @@ impl<'a> Life<'a> {
                 self.make(Call::Fail { node, attempt, lease, code, retry }).await?;
             }
             Step::Cancel { job, any, is_other } => {
-                let jobs = &self.model.jobs;
-                let mut ids: Vec<Uuid> = jobs
-                    .iter()
-                    .filter(|(_, job)| any || !job.state.is_ended())
-                    .map(|(id, _)| *id)
-                    .collect();
-                ids.sort_unstable();
-                let Some(job) = ids.get(usize::from(job) % ids.len().max(1)).copied() else {
-                    return Ok(());
-                };
-                let mut consumer = jobs[&job].consumer;
-                if is_other {
-                    let same = self.arena.people.iter().position(|p| *p == consumer).unwrap_or(0);
-                    consumer = self.arena.people[(same + 1) % self.arena.people.len()];
+                if let Some((consumer, job)) = self.job(job, is_other, |j| any || !j.is_ended()) {
+                    self.make(Call::Cancel { consumer, job }).await?;
                 }
-                self.make(Call::Cancel { consumer, job }).await?;
+            }
+            Step::Retry { job, any, is_other } => {
+                let has_failed = |j| any || matches!(j, JobState::Failed | JobState::Expired);
+                if let Some((consumer, job)) = self.job(job, is_other, has_failed) {
+                    self.make(Call::Retry { consumer, job }).await?;
+                }
+            }
+            Step::Discard { job, any, is_other } => {
+                let has_failed = |j| any || matches!(j, JobState::Failed | JobState::Expired);
+                if let Some((consumer, job)) = self.job(job, is_other, has_failed) {
+                    self.make(Call::Discard { consumer, job }).await?;
+                }
             }
             Step::Leave { node } => {
                 self.make(Call::Leave { node: self.node(node) }).await?;
             }
-            Step::Register { node, slots, price, both } => {
+            Step::Register { node, slots, price, both, is_labelled } => {
                 let node = self.node(node);
                 self.silent.retain(|silent| *silent != node);
                 let models = &MODELS[..=usize::from(both)];
                 let offer =
                     |model: &&str| ((*model).to_owned(), u32::from(slots), u32::from(price));
-                self.make(Call::Register { node, offers: models.iter().map(offer).collect() })
-                    .await?;
+                let offers = models.iter().map(offer).collect();
+                let labels = is_labelled.then(|| "ssd".to_owned()).into_iter().collect();
+                self.make(Call::Register { node, labels, offers }).await?;
             }
             Step::Silence { node } => self.silent.push(self.node(node)),
             Step::Approve { node, is_approved } => {
@@ -345,6 +357,22 @@ impl<'a> Life<'a> {
             Step::Jump { secs } => self.set_clock(self.model.now + 1000 * Millis::from(secs)).await,
         }
         Ok(())
+    }
+
+    /// Chooses a job in one of some states, and who calls about it.
+    fn job(
+        &self,
+        chosen: u8,
+        is_other: bool,
+        fits: impl Fn(JobState) -> bool,
+    ) -> Option<(Uuid, Uuid)> {
+        let jobs = self.model.jobs.iter().filter(|(_, job)| fits(job.state));
+        let jobs: Vec<_> = jobs.map(|(id, job)| (job.consumer, *id)).collect();
+        let (consumer, job) = jobs.get(usize::from(chosen) % jobs.len().max(1)).copied()?;
+        let people = &self.arena.people;
+        let same = people.iter().position(|person| *person == consumer)?;
+        let caller = if is_other { people[(same + 1) % people.len()] } else { consumer };
+        Some((caller, job))
     }
 
     /// Who stops or resumes a node: an operator, or a person who may not own it.
@@ -413,9 +441,10 @@ fn sql(call: &Call) -> Option<(Uuid, String)> {
         Call::Submit(s) => {
             let max_cost = s.max_cost.map_or("null".to_owned(), |cost| cost.to_string());
             let input = r#"{"prompt":"x"}"#;
+            let needs = json!({"exclude": s.exclude, "labels": s.labels});
             let arguments = format!(
-                "'{}', '{}', '{input}', 'completion', {}, {max_cost}, {}",
-                s.job, s.model, s.tokens, s.deadline_secs
+                "'{}', '{}', '{input}', 'completion', {}, {max_cost}, {}, null, '{needs}', {}, {}",
+                s.job, s.model, s.tokens, s.deadline_secs, s.priority, s.delay_secs
             );
             (s.consumer, format!("public.submit_job({arguments})"))
         }
@@ -436,15 +465,21 @@ fn sql(call: &Call) -> Option<(Uuid, String)> {
             format!("public.fail_attempt('{attempt}', '{lease}', '{code}', 'It broke.', {retry})"),
         ),
         Call::Cancel { consumer, job } => (*consumer, format!("public.cancel_job('{job}')")),
+        Call::Retry { consumer, job } => (*consumer, format!("public.retry_job('{job}')")),
+        Call::Discard { consumer, job } => (*consumer, format!("public.discard_job('{job}')")),
         Call::Leave { node } => (*node, "public.leave()".to_owned()),
-        Call::Register { node, offers } => {
+        Call::Register { node, labels, offers } => {
+            let inventory = json!({"labels": labels});
             let offers: Vec<_> = offers
                 .iter()
                 .map(|(model, slots, price)| {
                     json!({"model": model, "slots": slots, "price_input": price, "price_output": price})
                 })
                 .collect();
-            (*node, format!("public.register_node('{{}}', '{}', 'test')", Value::from(offers)))
+            (
+                *node,
+                format!("public.register_node('{inventory}', '{}', 'test')", Value::from(offers)),
+            )
         }
         Call::Approve { operator, node, approval } => {
             (*operator, format!("public.set_node_approval('{node}', '{approval}')"))
@@ -484,7 +519,7 @@ const DEFECTS: &[Defect] = &[
     },
     Defect {
         function: "infernet.end_job",
-        guard: "perform infernet.release_hold(p_job);",
+        guard: "perform infernet.release_hold(v_job);",
         without: "",
     },
     Defect { function: "infernet.tick", guard: "v_pulse.grace_until <= v_now", without: "true" },

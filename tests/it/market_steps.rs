@@ -32,6 +32,15 @@ pub(crate) enum Maximum {
     TooMuch,
 }
 
+/// What else a job asks for; mostly nothing.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Terms {
+    pub(crate) priority: i16,
+    pub(crate) delay_secs: u16,
+    pub(crate) excluded: Option<u8>,
+    pub(crate) wants_label: bool,
+}
+
 /// One thing that happens.
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
@@ -41,6 +50,18 @@ pub(crate) enum Step {
         tokens: u16,
         maximum: Maximum,
         deadline_secs: u16,
+        terms: Terms,
+    },
+    /// Among all jobs where `any`, else among those that failed.
+    Retry {
+        job: u8,
+        any: bool,
+        is_other: bool,
+    },
+    Discard {
+        job: u8,
+        any: bool,
+        is_other: bool,
     },
     SubmitAgain {
         job: u8,
@@ -93,6 +114,7 @@ pub(crate) enum Step {
         slots: u8,
         price: u8,
         both: bool,
+        is_labelled: bool,
     },
     /// The node is not heard of until it registers.
     Silence {
@@ -134,6 +156,22 @@ fn rarely() -> impl Strategy<Value = bool> {
     prop::bool::weighted(0.1)
 }
 
+fn terms() -> impl Strategy<Value = Terms> {
+    let some = (
+        prop_oneof![1 => Just(3), 9 => -2..1_i16],
+        prop_oneof![2 => Just(0), 1 => 1..30_u16],
+        proptest::option::weighted(0.3, 0..4_u8),
+        prop::bool::weighted(0.3),
+    );
+    let some = some.prop_map(|(priority, delay_secs, excluded, wants_label)| Terms {
+        priority,
+        delay_secs,
+        excluded,
+        wants_label,
+    });
+    prop_oneof![1 => Just(Terms::default()), 1 => some]
+}
+
 fn step() -> impl Strategy<Value = Step> {
     let maximum = prop_oneof![
         4 => Just(Maximum::Unsaid),
@@ -143,9 +181,13 @@ fn step() -> impl Strategy<Value = Step> {
     ];
     let deadline = prop_oneof![1 => 1..12_u16, 4 => Just(600_u16)];
     prop_oneof![
-        20 => (0..3_u8, 0..2_u8, 1..200_u16, maximum, deadline).prop_map(
-            |(consumer, model, tokens, maximum, deadline_secs)|
-            Step::Submit { consumer, model, tokens, maximum, deadline_secs }),
+        20 => (0..3_u8, 0..2_u8, 1..200_u16, maximum, deadline, terms()).prop_map(
+            |(consumer, model, tokens, maximum, deadline_secs, terms)|
+            Step::Submit { consumer, model, tokens, maximum, deadline_secs, terms }),
+        3 => (any::<u8>(), rarely(), rarely()).prop_map(
+            |(job, any, is_other)| Step::Retry { job, any, is_other }),
+        1 => (any::<u8>(), rarely(), rarely()).prop_map(
+            |(job, any, is_other)| Step::Discard { job, any, is_other }),
         3 => (any::<u8>(), any::<bool>(), rarely()).prop_map(
             |(job, is_changed, is_other)| Step::SubmitAgain { job, is_changed, is_other }),
         4 => (0..4_u8, named(), rarely()).prop_map(
@@ -163,8 +205,9 @@ fn step() -> impl Strategy<Value = Step> {
         5 => (any::<u8>(), rarely(), rarely()).prop_map(
             |(job, any, is_other)| Step::Cancel { job, any, is_other }),
         2 => (0..4_u8).prop_map(|node| Step::Leave { node }),
-        5 => (0..4_u8, 1..4_u8, 1..5_u8, any::<bool>()).prop_map(
-            |(node, slots, price, both)| Step::Register { node, slots, price, both }),
+        5 => (0..4_u8, 1..4_u8, 1..5_u8, any::<bool>(), any::<bool>()).prop_map(
+            |(node, slots, price, both, is_labelled)|
+            Step::Register { node, slots, price, both, is_labelled }),
         1 => (0..4_u8).prop_map(|node| Step::Silence { node }),
         2 => (0..4_u8, prop::bool::weighted(0.7)).prop_map(
             |(node, is_approved)| Step::Approve { node, is_approved }),

@@ -175,7 +175,7 @@ impl Fleet {
         assert_eq!(self.in_state("completed").await, self.submitted);
         let paid = "public.ledger_transfers where kind = 'capture'";
         assert_eq!(self.count(paid).await, self.submitted);
-        let open = "public.ledger_holds where state = 'open'";
+        let open = "public.ledger_holds where closed_at is null";
         assert_eq!(self.count(open).await, 0);
         let live = "public.job_attempts where state in ('offered', 'running')";
         assert_eq!(self.count(live).await, 0);

@@ -157,7 +157,7 @@ impl StillMarket {
         let whole: String =
             self.read(&format!("select pg_get_functiondef('{function}'::regproc)")).await;
         let weak = whole.replace(guard, without);
-        assert_ne!(weak, whole, "{function} has no {guard:?} any more");
+        assert!(weak != whole, "{function} has no {guard:?} any more");
         self.execute(&weak).await;
         whole
     }

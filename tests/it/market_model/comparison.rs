@@ -1,0 +1,205 @@
+//! Whether the model and the database are equal, and nothing is left undone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+
+use rust_decimal::Decimal;
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::{AttemptState, Balance, CANCEL, Call, Fault, Job, JobState, Model, OFFER, Seen};
+use crate::still_market::Answer;
+
+impl Model {
+    pub(super) fn balance(&self, user: Uuid) -> Balance {
+        let mut balance = Balance { available: self.granted[&user], ..Balance::default() };
+        for job in self.jobs.values().filter(|job| job.consumer == user) {
+            let set_aside = if job.state.is_ended() { Decimal::ZERO } else { job.cap };
+            balance.available -= set_aside + job.cost.unwrap_or_default();
+            balance.held += set_aside;
+        }
+        let earned = self.attempts.values().filter(|a| self.nodes[&a.node].owner == user);
+        balance.earned = earned.filter_map(|a| a.earned).sum();
+        balance
+    }
+
+    /// Compares everything with the database.
+    pub(super) fn compare(&mut self, seen: &Seen) -> Result<(), Fault> {
+        self.count_busy();
+        equal("job", &self.jobs, &seen.jobs)?;
+        equal("attempt", &self.attempts, &seen.attempts)?;
+        let live = self.attempts.iter().filter(|(_, a)| a.state.is_live());
+        equal("live attempt of job", &live.map(|(id, a)| (a.job, *id)).collect(), &seen.live)?;
+        let waiting: BTreeSet<Uuid> = self.queued().collect();
+        let queue: BTreeSet<Uuid> = seen.waiting.keys().copied().collect();
+        ensure!(waiting == queue, "waiting are {waiting:?}, in the queue {queue:?}");
+        ensure!(self.failed == seen.failed, "failed are {:?}, not {:?}", self.failed, seen.failed);
+        equal("offer", &self.offers, &seen.offers)?;
+        equal("node", &self.nodes, &seen.nodes)?;
+        let balances = self.granted.keys().map(|user| (*user, self.balance(*user))).collect();
+        equal("balance", &balances, &seen.balances)?;
+        let earned: Decimal = self.attempts.values().filter_map(|a| a.earned).sum();
+        let paid: Decimal = self.jobs.values().filter_map(|job| job.cost).sum();
+        ensure!(seen.fees == paid - earned, "fees are {}, not {}", seen.fees, paid - earned);
+        for (id, job) in &self.jobs {
+            let live = self.attempts.values().filter(|a| a.job == *id && a.state.is_live());
+            let live: Vec<_> = live.map(|a| a.state).collect();
+            let expected: &[AttemptState] = match job.state {
+                JobState::Assigned => &[AttemptState::Offered],
+                JobState::Running | JobState::Cancelling => &[AttemptState::Running],
+                _ => &[],
+            };
+            ensure!(
+                live == expected,
+                "job {id} is {:?}, and its live attempts are {live:?}",
+                job.state
+            );
+        }
+        Ok(())
+    }
+
+    /// Checks what a call says that it did.
+    pub(super) fn check_answer(&self, call: &Call, answer: &Answer) -> Result<(), Fault> {
+        let Ok(answer) = answer else { return Ok(()) };
+        let said = |value: &Value| -> BTreeSet<Uuid> {
+            let ids = value.as_array().into_iter().flatten();
+            ids.filter_map(|id| id.as_str().or_else(|| id["attempt"].as_str()))
+                .filter_map(|id| id.parse().ok())
+                .collect()
+        };
+        match call {
+            Call::Claim { node, named, .. } | Call::Heartbeat { node, named, .. } => {
+                let offered = self.of_node(*node, AttemptState::Offered).into_iter().collect();
+                ensure!(
+                    said(&answer["attempts"]) == offered,
+                    "offered are {offered:?}, said was {answer}"
+                );
+                let cancel = self.of_node(*node, AttemptState::Running).into_iter();
+                let cancel = cancel
+                    .filter(|id| self.jobs[&self.attempts[id].job].state == JobState::Cancelling)
+                    .collect();
+                ensure!(
+                    said(&answer["cancel"]) == cancel,
+                    "to cancel are {cancel:?}, said was {answer}"
+                );
+                let is_lost = |id: &Uuid| {
+                    self.attempts[id].node != *node || !self.attempts[id].state.is_live()
+                };
+                let lost = named.iter().copied().filter(is_lost).collect();
+                ensure!(said(&answer["lost"]) == lost, "lost are {lost:?}, said was {answer}");
+            }
+            Call::Complete { node, .. } | Call::Fail { node, .. } => {
+                if let Some(next) = answer["next"]["attempt"].as_str() {
+                    let next: Uuid = next.parse().unwrap();
+                    let offered = self.of_node(*node, AttemptState::Offered);
+                    ensure!(offered.contains(&next), "the next attempt is not offered: {answer}");
+                }
+            }
+            Call::Submit(submission) => {
+                let state = serde_json::from_value::<JobState>(answer["state"].clone());
+                let expected = self.jobs[&submission.job].state;
+                ensure!(state.ok() == Some(expected), "the job is {expected:?}, said was {answer}");
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Checks that a call did all that it should: no free slot beside a job that
+    /// it fits, and after a tick nothing that was due.
+    pub(super) fn check_nothing_is_left(
+        &self,
+        call: &Call,
+        answer: &Answer,
+        seen: &Seen,
+    ) -> Result<(), Fault> {
+        let Ok(answer) = answer else { return Ok(()) };
+        let filled = |offer: &Uuid| match call {
+            Call::Tick => true,
+            Call::Submit(_) => answer["created"] == true,
+            Call::Claim { node, .. } | Call::Register { node, .. } => {
+                self.offers[offer].node == *node
+            }
+            Call::Heartbeat { node, draining, .. } => self.offers[offer].node == *node && !draining,
+            _ => false,
+        };
+        let waits =
+            |job: &Uuid| !matches!(call, Call::Submit(submission) if submission.job != *job);
+        // What a consumer may not run any more is passed by, and a slot that was
+        // meant for it may stay free until the next tick.
+        let is_held_up = |(_, job): (&Uuid, &Job)| {
+            job.state == JobState::Queued && self.is_limited(job.consumer)
+        };
+        let stands = |job: &Uuid| seen.waiting[job] && !self.jobs.iter().any(is_held_up);
+        for id in self.queued().filter(waits).filter(stands) {
+            for offer in self.offers.keys().filter(|offer| filled(offer)) {
+                ensure!(
+                    self.unfit(&self.jobs[&id], *offer, false).is_some(),
+                    "job {id} waits beside a free slot of offer {offer}: {:?}",
+                    self.jobs[&id]
+                );
+            }
+        }
+        if !matches!(call, Call::Tick) {
+            return Ok(());
+        }
+        let now = self.now;
+        for (id, job) in self.jobs.iter().filter(|(_, job)| !job.state.is_ended()) {
+            // What is offered is looked at when it should have started.
+            let offered = self.live(*id).map(|live| self.attempts[&live].offered + OFFER);
+            ensure!(
+                job.deadline.max(offered.unwrap_or_default()) > now,
+                "job {id} lives after its deadline: {job:?}"
+            );
+            let is_late =
+                job.state == JobState::Queued && job.start <= Some(now) && !seen.waiting[id];
+            ensure!(!is_late, "job {id} has not joined its line: {job:?}");
+            let answered = job.cancel_at.is_none_or(|at| at + CANCEL > now);
+            ensure!(answered, "job {id} is still being cancelled: {job:?}");
+        }
+        for (id, attempt) in self.attempts.iter().filter(|(_, a)| a.state.is_live()) {
+            let is_fresh = self.nodes[&attempt.node].lease_until > now;
+            ensure!(
+                is_fresh || seen.grace_until > now,
+                "attempt {id} outlives its node: {attempt:?}"
+            );
+            let is_late = attempt.state == AttemptState::Offered && attempt.offered + OFFER <= now;
+            ensure!(
+                !is_late || seen.grace_until > now,
+                "attempt {id} is offered for too long: {attempt:?}"
+            );
+        }
+        Ok(())
+    }
+
+    /// Checks that everything has ended and nothing is set aside any more.
+    pub(crate) fn check_is_over(&self, seen: &Seen) -> Result<(), Fault> {
+        for (id, job) in &seen.jobs {
+            ensure!(job.state.is_ended(), "job {id} never ends: {job:?}");
+        }
+        for (user, balance) in &seen.balances {
+            ensure!(
+                balance.held.is_zero(),
+                "{} USD of {user} are set aside for nothing",
+                balance.held
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Compares two maps, and names what differs first.
+fn equal<T: PartialEq + Debug>(
+    what: &str,
+    model: &BTreeMap<Uuid, T>,
+    database: &BTreeMap<Uuid, T>,
+) -> Result<(), Fault> {
+    for id in model.keys().chain(database.keys()) {
+        let (expected, found) = (model.get(id), database.get(id));
+        ensure!(
+            expected == found,
+            "{what} {id} differs\n  model:    {expected:?}\n  database: {found:?}"
+        );
+    }
+    Ok(())
+}
