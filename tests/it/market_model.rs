@@ -67,6 +67,8 @@ pub(crate) struct Job {
     pub(crate) ended: Option<Millis>,
     pub(crate) cost: Option<Decimal>,
     pub(crate) code: Option<String>,
+    pub(crate) batch: Option<Uuid>,
+    pub(crate) item: Option<u8>,
     pub(crate) priority: i16,
     pub(crate) start: Option<Millis>,
     pub(crate) exclude: Vec<Uuid>,
@@ -164,6 +166,12 @@ pub(crate) struct Submission {
 #[derive(Clone, Debug)]
 pub(crate) enum Call {
     Submit(Submission),
+    /// So many jobs like the one that has the batch's id.
+    SubmitBatch(Submission, u8),
+    CancelBatch {
+        consumer: Uuid,
+        batch: Uuid,
+    },
     Claim {
         node: Uuid,
         named: Vec<Uuid>,
@@ -258,6 +266,9 @@ pub(crate) struct Model {
     pub(crate) offers: BTreeMap<Uuid, Offer>,
     pub(crate) nodes: BTreeMap<Uuid, Node>,
     submissions: BTreeMap<Uuid, Submission>,
+    /// In which order jobs were submitted.
+    turns: BTreeMap<Uuid, usize>,
+    batches: BTreeMap<Uuid, (Submission, u8)>,
     /// Jobs that failed for good and were not discarded.
     failed: BTreeSet<Uuid>,
     /// Jobs that stood in a line when the call began.
@@ -302,6 +313,8 @@ impl Model {
             offers: seen.offers.clone(),
             nodes: seen.nodes.clone(),
             submissions: BTreeMap::new(),
+            turns: BTreeMap::new(),
+            batches: BTreeMap::new(),
             failed: BTreeSet::new(),
             lined_up: BTreeSet::new(),
             granted: seen.balances.iter().map(|(user, b)| (*user, b.available)).collect(),
@@ -330,17 +343,9 @@ impl Model {
         );
         let drained = self.nodes.iter().filter(|(_, node)| node.draining);
         self.drained_before = drained.map(|(id, _)| *id).collect();
-        // A submit ticks before it does anything, the others when they are done.
-        let is_tick_first = ticked && matches!(call, Call::Submit(_));
-        if is_tick_first {
-            self.follow_stops(call, true, seen)?;
-            self.follow_time(seen)?;
-        }
         self.act(call, answer, seen)?;
-        if !is_tick_first {
-            self.follow_stops(call, ticked, seen)?;
-        }
-        if ticked && !is_tick_first {
+        self.follow_stops(call, ticked, seen)?;
+        if ticked {
             self.follow_time(seen)?;
         }
         self.last_tick = seen.last_tick;
@@ -351,6 +356,12 @@ impl Model {
         self.lined_up =
             seen.waiting.iter().filter(|(_, stands)| **stands).map(|(id, _)| *id).collect();
         Ok(())
+    }
+
+    /// The jobs of a batch.
+    fn items(&self, batch: Uuid) -> Vec<Uuid> {
+        let items = self.jobs.iter().filter(|(_, job)| job.batch == Some(batch));
+        items.map(|(id, _)| *id).collect()
     }
 
     fn queued(&self) -> impl Iterator<Item = Uuid> {

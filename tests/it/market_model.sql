@@ -14,7 +14,7 @@ begin
         'max_attempts', j.max_attempts, 'cap', j.price_cap::text, 'input_bound', j.input_bound,
         'max_tokens', j.max_tokens, 'deadline', tests.ms(j.deadline_at), 'failed_on', j.failed_on,
         'retry_after', tests.ms(j.retry_after), 'cancel_at', tests.ms(j.cancel_at), 'ended', tests.ms(j.ended_at),
-        'cost', j.cost::text, 'code', j.error_code, 'priority', j.priority, 'start', tests.ms(j.start_at),
+        'cost', j.cost::text, 'code', j.error_code, 'priority', j.priority, 'batch', j.batch_id, 'item', j.batch_item, 'start', tests.ms(j.start_at),
         'exclude', j.exclude, 'labels', j.labels)), '{}')
       from public.jobs j),
     'waiting', (select coalesce(jsonb_object_agg(q.job_id, q.ready_at is null), '{}') from infernet.queue q),

@@ -107,6 +107,8 @@ struct Life<'a> {
     model: Model,
     /// In the order in which they were submitted.
     submissions: Vec<Submission>,
+    batches: Vec<(Submission, u8)>,
+    ids: u128,
     /// What `start_attempt` answered.
     begun: BTreeMap<Uuid, Value>,
     silent: Vec<Uuid>,
@@ -122,6 +124,8 @@ impl<'a> Life<'a> {
             market,
             model,
             submissions: Vec::new(),
+            batches: Vec::new(),
+            ids: 0,
             begun: BTreeMap::new(),
             silent: Vec::new(),
             leases: 0,
@@ -193,13 +197,30 @@ impl<'a> Life<'a> {
         if is_wrong { Uuid::from_u128(1) } else { lease }
     }
 
-    fn submission(&self, step: &Step) -> Option<Submission> {
+    /// Makes an id for a job or a batch.
+    fn next_id(&mut self) -> Uuid {
+        self.ids += 1;
+        Uuid::from_u128((7 << 76) + (2 << 62) + self.ids)
+    }
+
+    fn submission(&mut self, step: &Step) -> Option<Submission> {
         let people = &self.arena.people;
         match *step {
+            Step::SubmitBatch { consumer, model, tokens, ref terms, takes_id, .. } => {
+                let (maximum, deadline_secs) = (Maximum::Unsaid, 600);
+                let terms = terms.clone();
+                let submit =
+                    Step::Submit { consumer, model, tokens, maximum, deadline_secs, terms };
+                let mut submission = self.submission(&submit)?;
+                if takes_id && let Some(known) = self.submissions.last() {
+                    submission.job = known.job;
+                }
+                Some(submission)
+            }
             Step::Submit { consumer, model, tokens, maximum, deadline_secs, ref terms } => {
                 Some(Submission {
                     consumer: people[usize::from(consumer) % people.len()],
-                    job: Uuid::from_u128((7 << 76) + (2 << 62) + self.submissions.len() as u128),
+                    job: self.next_id(),
                     model: MODELS[usize::from(model) % MODELS.len()].to_owned(),
                     tokens,
                     max_cost: match maximum {
@@ -219,10 +240,7 @@ impl<'a> Life<'a> {
                 let count = self.submissions.len();
                 let mut again = self.submissions.get(usize::from(job) % count.max(1))?.clone();
                 again.tokens += u16::from(is_changed);
-                if is_other {
-                    let same = people.iter().position(|person| *person == again.consumer)?;
-                    again.consumer = people[(same + 1) % people.len()];
-                }
+                again.consumer = self.caller(again.consumer, is_other);
                 Some(again)
             }
             _ => None,
@@ -237,6 +255,25 @@ impl<'a> Life<'a> {
                 let answer = self.call(Call::Submit(submission.clone())).await?;
                 if answer.is_ok_and(|answer| answer["created"] == true) {
                     self.submissions.push(submission);
+                }
+            }
+            Step::SubmitBatch { items, .. } => {
+                let Some(submission) = self.submission(step) else { return Ok(()) };
+                let answer = self.call(Call::SubmitBatch(submission.clone(), items)).await?;
+                if answer.is_ok_and(|answer| answer["created"] == true) {
+                    self.batches.push((submission, items));
+                }
+            }
+            Step::SubmitBatchAgain { batch, is_changed, is_other } => {
+                if let Some((mut again, items)) = self.batch(batch) {
+                    again.consumer = self.caller(again.consumer, is_other);
+                    self.make(Call::SubmitBatch(again, items + u8::from(is_changed))).await?;
+                }
+            }
+            Step::CancelBatch { batch, is_other } => {
+                if let Some((known, _)) = self.batch(batch) {
+                    let consumer = self.caller(known.consumer, is_other);
+                    self.make(Call::CancelBatch { consumer, batch: known.job }).await?;
                 }
             }
             Step::Claim { node, named, restart } => {
@@ -369,10 +406,18 @@ impl<'a> Life<'a> {
         let jobs = self.model.jobs.iter().filter(|(_, job)| fits(job.state));
         let jobs: Vec<_> = jobs.map(|(id, job)| (job.consumer, *id)).collect();
         let (consumer, job) = jobs.get(usize::from(chosen) % jobs.len().max(1)).copied()?;
+        Some((self.caller(consumer, is_other), job))
+    }
+
+    fn batch(&self, chosen: u8) -> Option<(Submission, u8)> {
+        self.batches.get(usize::from(chosen) % self.batches.len().max(1)).cloned()
+    }
+
+    /// A person, or somebody else.
+    fn caller(&self, person: Uuid, is_other: bool) -> Uuid {
         let people = &self.arena.people;
-        let same = people.iter().position(|person| *person == consumer)?;
-        let caller = if is_other { people[(same + 1) % people.len()] } else { consumer };
-        Some((caller, job))
+        let same = people.iter().position(|other| *other == person).unwrap_or(0);
+        if is_other { people[(same + 1) % people.len()] } else { person }
     }
 
     /// Who stops or resumes a node: an operator, or a person who may not own it.
@@ -431,6 +476,18 @@ async fn look(market: &StillMarket) -> Seen {
     serde_json::from_value(market.read("select tests.seen()").await).unwrap()
 }
 
+/// Every job's input.
+const PROMPT: &str = r#"{"prompt":"x"}"#;
+
+fn submission_sql(function: &str, s: &Submission, input: &str) -> String {
+    let max_cost = s.max_cost.map_or("null".to_owned(), |cost| cost.to_string());
+    let needs = json!({"exclude": s.exclude, "labels": s.labels});
+    format!(
+        "public.{function}('{}', '{}', '{input}', 'completion', {}, {max_cost}, {}, null, '{needs}', {}, {})",
+        s.job, s.model, s.tokens, s.deadline_secs, s.priority, s.delay_secs
+    )
+}
+
 /// Who makes a call, and how it reads in SQL; the tick is nobody's.
 fn sql(call: &Call) -> Option<(Uuid, String)> {
     let array = |ids: &[Uuid]| {
@@ -438,15 +495,13 @@ fn sql(call: &Call) -> Option<(Uuid, String)> {
         format!("'{{{}}}'", ids.join(","))
     };
     Some(match call {
-        Call::Submit(s) => {
-            let max_cost = s.max_cost.map_or("null".to_owned(), |cost| cost.to_string());
-            let input = r#"{"prompt":"x"}"#;
-            let needs = json!({"exclude": s.exclude, "labels": s.labels});
-            let arguments = format!(
-                "'{}', '{}', '{input}', 'completion', {}, {max_cost}, {}, null, '{needs}', {}, {}",
-                s.job, s.model, s.tokens, s.deadline_secs, s.priority, s.delay_secs
-            );
-            (s.consumer, format!("public.submit_job({arguments})"))
+        Call::Submit(s) => (s.consumer, submission_sql("submit_job", s, PROMPT)),
+        Call::SubmitBatch(s, items) => {
+            let inputs = vec![PROMPT; usize::from(*items)].join(",");
+            (s.consumer, submission_sql("submit_batch", s, &format!("[{inputs}]")))
+        }
+        Call::CancelBatch { consumer, batch } => {
+            (*consumer, format!("public.cancel_batch('{batch}')"))
         }
         Call::Claim { node, named, restart } => {
             (*node, format!("public.claim_attempts({}, {restart})", array(named)))
@@ -503,8 +558,8 @@ struct Defect {
 /// now, and its text here has to follow.
 const DEFECTS: &[Defect] = &[
     Defect {
-        function: "infernet.cancel_job",
-        guard: "perform infernet.release_slot(v_attempt.offer_id);",
+        function: "infernet.close_attempt",
+        guard: "delete from infernet.live_attempts where job_id = v_job;",
         without: "",
     },
     Defect {

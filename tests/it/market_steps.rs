@@ -52,6 +52,25 @@ pub(crate) enum Step {
         deadline_secs: u16,
         terms: Terms,
     },
+    /// As `Submit`, for several items at once; under the id of an earlier job
+    /// where `takes_id`.
+    SubmitBatch {
+        consumer: u8,
+        model: u8,
+        tokens: u16,
+        items: u8,
+        terms: Terms,
+        takes_id: bool,
+    },
+    SubmitBatchAgain {
+        batch: u8,
+        is_changed: bool,
+        is_other: bool,
+    },
+    CancelBatch {
+        batch: u8,
+        is_other: bool,
+    },
     /// Among all jobs where `any`, else among those that failed.
     Retry {
         job: u8,
@@ -184,6 +203,13 @@ fn step() -> impl Strategy<Value = Step> {
         20 => (0..3_u8, 0..2_u8, 1..200_u16, maximum, deadline, terms()).prop_map(
             |(consumer, model, tokens, maximum, deadline_secs, terms)|
             Step::Submit { consumer, model, tokens, maximum, deadline_secs, terms }),
+        2 => (0..3_u8, 0..2_u8, 1..200_u16, 1..7_u8, terms(), rarely()).prop_map(
+            |(consumer, model, tokens, items, terms, takes_id)|
+            Step::SubmitBatch { consumer, model, tokens, items, terms, takes_id }),
+        1 => (any::<u8>(), any::<bool>(), rarely()).prop_map(
+            |(batch, is_changed, is_other)| Step::SubmitBatchAgain { batch, is_changed, is_other }),
+        1 => (any::<u8>(), rarely()).prop_map(
+            |(batch, is_other)| Step::CancelBatch { batch, is_other }),
         3 => (any::<u8>(), rarely(), rarely()).prop_map(
             |(job, any, is_other)| Step::Retry { job, any, is_other }),
         1 => (any::<u8>(), rarely(), rarely()).prop_map(

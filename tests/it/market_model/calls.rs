@@ -1,6 +1,6 @@
 //! What calls must do.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rust_decimal::Decimal;
 use serde_json::Value;
@@ -25,6 +25,30 @@ impl Model {
         let Ok(answer) = answer else { return Ok(()) };
         match call {
             Call::Submit(submission) => self.submit(submission, seen),
+            Call::SubmitBatch(submission, items) => {
+                if self.batches.contains_key(&submission.job) {
+                    return Ok(());
+                }
+                self.batches.insert(submission.job, (submission.clone(), *items));
+                // The ids of its jobs are the database's.
+                let made = seen.jobs.iter().filter(|(_, job)| job.batch == Some(submission.job));
+                let made: BTreeMap<_, _> = made.map(|(id, job)| (job.item, *id)).collect();
+                for item in 1..=*items {
+                    let Some(job) = made.get(&Some(item)).copied() else {
+                        return Err(format!("item {item} of the batch is not there"));
+                    };
+                    self.submit(&Submission { job, ..submission.clone() }, seen)?;
+                    let made = self.jobs.get_mut(&job).unwrap();
+                    (made.batch, made.item) = (Some(submission.job), Some(item));
+                }
+                Ok(())
+            }
+            Call::CancelBatch { batch, .. } => {
+                for job in self.items(*batch) {
+                    self.cancel(job);
+                }
+                Ok(())
+            }
             Call::Claim { node, named, restart } => {
                 if *restart {
                     self.forget(*node, named, Millis::MAX);
@@ -133,7 +157,25 @@ impl Model {
     /// Why a call must be refused, if it must.
     fn refusal(&self, call: &Call) -> Option<String> {
         let word = match call {
-            Call::Submit(submission) => return self.submit_refusal(submission),
+            Call::Submit(submission) => {
+                return match self.submissions.get(&submission.job) {
+                    Some(known) => (known != submission).then(|| "id_conflict".to_owned()),
+                    None => self.submit_refusal(submission, 1),
+                };
+            }
+            Call::SubmitBatch(submission, items) => {
+                return match self.batches.get(&submission.job) {
+                    Some((known, count)) => {
+                        (known != submission || count != items).then(|| "id_conflict".to_owned())
+                    }
+                    None => self.submit_refusal(submission, *items),
+                };
+            }
+            Call::CancelBatch { consumer, batch }
+                if self.batches[batch].0.consumer != *consumer =>
+            {
+                "unknown_batch"
+            }
             Call::Claim { node, .. }
             | Call::Heartbeat { node, .. }
             | Call::Start { node, .. }
@@ -210,10 +252,8 @@ impl Model {
         offers.map(|o| price(o.price_input, o.price_output, input_bound, tokens)).min()
     }
 
-    fn submit_refusal(&self, submission: &Submission) -> Option<String> {
-        if let Some(known) = self.submissions.get(&submission.job) {
-            return (known != submission).then(|| "id_conflict".to_owned());
-        }
+    /// Why so many new jobs must be refused, if they must.
+    fn submit_refusal(&self, submission: &Submission, count: u8) -> Option<String> {
         if submission.priority > 0 {
             return Some("bad_priority".to_owned());
         }
@@ -226,8 +266,13 @@ impl Model {
             (Some(cap), _) => cap,
             (None, Some(lowest)) => lowest * Decimal::TWO,
         };
+        let id = submission.job;
+        if self.batches.contains_key(&id) || self.submissions.contains_key(&id) {
+            // A job under the id of a batch, or the other way round.
+            return Some("id_conflict".to_owned());
+        }
         let available = self.balance(submission.consumer).available;
-        (cap > available).then(|| "insufficient_funds".to_owned())
+        (cap * Decimal::from(count) > available).then(|| "insufficient_funds".to_owned())
     }
 
     fn submit(&mut self, submission: &Submission, seen: &Seen) -> Result<(), Fault> {
@@ -240,6 +285,7 @@ impl Model {
         ensure!(made.input_bound == INPUT_BOUND, "the input is bounded by {}", made.input_bound);
         let lowest = self.quote(submission, made.input_bound);
         let cap = submission.max_cost.or(lowest.map(|lowest| lowest * Decimal::TWO));
+        self.turns.insert(submission.job, self.turns.len());
         self.submissions.insert(submission.job, submission.clone());
         let job = Job {
             consumer: submission.consumer,
@@ -258,6 +304,8 @@ impl Model {
             ended: None,
             cost: None,
             code: None,
+            batch: None,
+            item: None,
             priority: submission.priority,
             start: (submission.delay_secs > 0)
                 .then(|| self.now + 1000 * Millis::from(submission.delay_secs)),

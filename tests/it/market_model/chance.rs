@@ -166,7 +166,7 @@ impl Model {
                     && other.consumer == job.consumer
                     && self.is_untouched(*id)
                     && self.is_untouched(given)
-                    && *id < given);
+                    && self.turns[id] < self.turns[&given]);
             is_before
                 && other.model == job.model
                 && self.unfit(other, offer, false).is_none_or(|why| why == BUSY)
@@ -180,8 +180,7 @@ impl Model {
         }
     }
 
-    /// Whether a job has stood in its line since it was submitted. Ids are made
-    /// in the order of the submits.
+    /// Whether a job has stood in its line since it was submitted.
     fn is_untouched(&self, id: Uuid) -> bool {
         let is_tried = self.attempts.values().filter(|a| a.job == id).count() > 1;
         let was_delayed = self.submissions[&id].delay_secs > 0;
