@@ -577,6 +577,21 @@ const DEFECTS: &[Defect] = &[
         guard: "perform infernet.release_hold(v_job);",
         without: "",
     },
+    Defect {
+        function: "infernet.next_ids",
+        guard: "order by q.priority desc, q.tag, q.job_id",
+        without: "order by q.job_id",
+    },
+    Defect {
+        function: "infernet.next_ids",
+        guard: "and p_offer.provider_id <> all (q.exclude)",
+        without: "",
+    },
+    Defect {
+        function: "infernet.submit_batch",
+        guard: "perform infernet.refuse(409, 'id_conflict'",
+        without: "perform format('%s %s'",
+    },
     Defect { function: "infernet.tick", guard: "v_pulse.grace_until <= v_now", without: "true" },
 ];
 
