@@ -131,6 +131,8 @@ pub(crate) struct Balance {
 /// What `tests.seen()` reads from the database.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Seen {
+    /// Whether what had ended before is there too.
+    pub(crate) whole: bool,
     pub(crate) last_tick: Millis,
     pub(crate) grace_until: Millis,
     pub(crate) jobs: BTreeMap<Uuid, Job>,

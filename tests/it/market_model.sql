@@ -4,11 +4,12 @@
 create function tests.ms(p_at timestamptz) returns bigint
 language sql immutable as $$ select (extract(epoch from p_at) * 1000)::bigint $$;
 
-create function tests.seen() returns jsonb
+-- p_whole: also what had ended before this moment of the clock, which must never change again.
+create function tests.seen(p_whole boolean) returns jsonb
 language plpgsql as $$
 begin
   return (select jsonb_build_object(
-    'last_tick', tests.ms(p.last_tick), 'grace_until', tests.ms(p.grace_until),
+    'whole', p_whole, 'last_tick', tests.ms(p.last_tick), 'grace_until', tests.ms(p.grace_until),
     'jobs', (select coalesce(jsonb_object_agg(j.id, jsonb_build_object(
         'consumer', j.consumer_id, 'model', j.model_name, 'state', j.state, 'attempts', j.attempts,
         'max_attempts', j.max_attempts, 'cap', j.price_cap::text, 'input_bound', j.input_bound,
@@ -16,7 +17,7 @@ begin
         'retry_after', tests.ms(j.retry_after), 'cancel_at', tests.ms(j.cancel_at), 'ended', tests.ms(j.ended_at),
         'cost', j.cost::text, 'code', j.error_code, 'priority', j.priority, 'batch', j.batch_id, 'item', j.batch_item, 'start', tests.ms(j.start_at),
         'exclude', j.exclude, 'labels', j.labels)), '{}')
-      from public.jobs j),
+      from public.jobs j where p_whole or j.ended_at is null or j.ended_at >= infernet.clock()),
     'waiting', (select coalesce(jsonb_object_agg(q.job_id, q.ready_at is null), '{}') from infernet.queue q),
     'live', (select coalesce(jsonb_object_agg(l.job_id, l.attempt_id), '{}') from infernet.live_attempts l),
     'failed', (select coalesce(jsonb_agg(f.job_id), '[]') from infernet.failed_jobs f),
@@ -25,7 +26,7 @@ begin
         'lease', a.lease, 'price_input', a.price_input::text, 'price_output', a.price_output::text,
         'offered', tests.ms(a.offered_at), 'started', tests.ms(a.started_at), 'ended', tests.ms(a.ended_at),
         'cost', a.cost::text, 'earned', a.earned::text, 'code', a.error_code)), '{}')
-      from public.job_attempts a),
+      from public.job_attempts a where p_whole or a.ended_at is null or a.ended_at >= infernet.clock()),
     'offers', (select coalesce(jsonb_object_agg(o.id, jsonb_build_object(
         'node', o.provider_id, 'model', m.name, 'labels', o.labels, 'slots', l.slots, 'busy', infernet.busy(o.id), 'enabled', o.enabled,
         'approved', o.approved, 'price_input', o.price_input::text, 'price_output', o.price_output::text)), '{}')

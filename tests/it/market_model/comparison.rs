@@ -7,10 +7,8 @@ use rust_decimal::Decimal;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{
-    AttemptState, Balance, CANCEL, Call, Fault, Job, JobState, Model, OFFER, Seen, Submission,
-};
-use crate::still_market::Answer;
+use super::{AttemptState, Balance, CANCEL, Call, Fault, JobState, Model, OFFER, Seen, Submission};
+use crate::still_market::{Answer, Millis};
 
 impl Model {
     pub(super) fn balance(&self, user: Uuid) -> Balance {
@@ -28,8 +26,10 @@ impl Model {
     /// Compares everything with the database.
     pub(super) fn compare(&mut self, seen: &Seen) -> Result<(), Fault> {
         self.count_busy();
-        equal("job", &self.jobs, &seen.jobs)?;
-        equal("attempt", &self.attempts, &seen.attempts)?;
+        let is_seen = |ended: Option<Millis>| seen.whole || ended.is_none_or(|at| at >= self.now);
+        equal("job", &part(&self.jobs, |job| is_seen(job.ended)), &part(&seen.jobs, |_| true))?;
+        let attempts = part(&self.attempts, |attempt| is_seen(attempt.ended));
+        equal("attempt", &attempts, &part(&seen.attempts, |_| true))?;
         let live = self.attempts.iter().filter(|(_, a)| a.state.is_live());
         equal("live attempt of job", &live.map(|(id, a)| (a.job, *id)).collect(), &seen.live)?;
         let waiting: BTreeSet<Uuid> = self.queued().collect();
@@ -139,12 +139,7 @@ impl Model {
         };
         let waits =
             |job: &Uuid| !matches!(call, Call::Submit(submission) if submission.job != *job);
-        // What a consumer may not run any more is passed by, and a slot that was
-        // meant for it may stay free until the next tick.
-        let is_held_up = |(_, job): (&Uuid, &Job)| {
-            job.state == JobState::Queued && self.is_limited(job.consumer)
-        };
-        let stands = |job: &Uuid| seen.waiting[job] && !self.jobs.iter().any(is_held_up);
+        let stands = |job: &Uuid| seen.waiting[job];
         for id in self.queued().filter(waits).filter(stands) {
             for offer in self.offers.keys().filter(|offer| filled(offer)) {
                 ensure!(
@@ -159,12 +154,7 @@ impl Model {
         }
         let now = self.now;
         for (id, job) in self.jobs.iter().filter(|(_, job)| !job.state.is_ended()) {
-            // What is offered is looked at when it should have started.
-            let offered = self.live(*id).map(|live| self.attempts[&live].offered + OFFER);
-            ensure!(
-                job.deadline.max(offered.unwrap_or_default()) > now,
-                "job {id} lives after its deadline: {job:?}"
-            );
+            ensure!(job.deadline > now, "job {id} lives after its deadline: {job:?}");
             let is_late =
                 job.state == JobState::Queued && job.start <= Some(now) && !seen.waiting[id];
             ensure!(!is_late, "job {id} has not joined its line: {job:?}");
@@ -200,6 +190,11 @@ impl Model {
         }
         Ok(())
     }
+}
+
+/// What of a map fits.
+fn part<T>(map: &BTreeMap<Uuid, T>, fits: impl Fn(&T) -> bool) -> BTreeMap<Uuid, &T> {
+    map.iter().filter(|(_, value)| fits(value)).map(|(id, value)| (*id, value)).collect()
 }
 
 /// Compares two maps, and names what differs first.
