@@ -14,6 +14,7 @@ create table infernet.queue (
   consumer_id uuid not null,
   model_id    uuid not null,
   priority    smallint not null,
+  -- Its turn; -1 as long as it does not stand in the line.
   tag         bigint not null,
   -- When the job joins its line: null for one that stands in it, infinity for one that is not paid.
   ready_at    timestamptz,
@@ -31,7 +32,7 @@ create table infernet.queue (
 ) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 200);
 alter table infernet.queue enable row level security;
 create index queue_line on infernet.queue (model_id, priority desc, tag, job_id) where ready_at is null;
-create index queue_consumer on infernet.queue (consumer_id);
+create index queue_consumer on infernet.queue (consumer_id, model_id, priority, tag);
 create index queue_ready on infernet.queue (ready_at) where ready_at is not null;
 create index queue_deadline on infernet.queue (deadline_at);
 
@@ -59,23 +60,29 @@ begin
     0);
 end $$;
 
--- Takes the tags of a consumer's next p_count jobs in a line, and returns the first of them.
+-- Takes the tags of a consumer's next p_count jobs in a line, and returns the first of them. Who has none
+-- waiting there is at most one turn behind the line's time: what was served while nobody else wanted it,
+-- or was cancelled, is not held against anybody.
 create function infernet.take_tags(p_consumer uuid, p_model uuid, p_priority smallint, p_count int, p_now timestamptz) returns bigint
 language plpgsql security definer set search_path = '' as $$
 declare
   v_time bigint := infernet.line_time(p_model, p_priority);
+  v_own  bigint;
   v_last bigint;
 begin
+  select max(q.tag) into v_own from infernet.queue q
+  where q.consumer_id = p_consumer and q.model_id = p_model and q.priority = p_priority and q.tag >= 0;
   insert into infernet.turns as t (consumer_id, model_id, priority, tag, updated_at)
-  values (p_consumer, p_model, p_priority, v_time + p_count - 1, p_now)
+  values (p_consumer, p_model, p_priority, greatest(v_own + 1, v_time) + p_count - 1, p_now)
   on conflict (consumer_id, model_id, priority) do update set
-    tag = greatest(t.tag + 1, v_time) + p_count - 1, updated_at = p_now
+    tag = greatest(v_own + 1, least(t.tag, v_time) + 1, v_time) + p_count - 1, updated_at = p_now
   returning t.tag into v_last;
   return v_last - p_count + 1;
 end $$;
 
 -- Puts queued (or unpaid) jobs of one consumer, model and priority into the queue, in the order of the
--- array. p_first: at the head of the line, for a job that had its turn and lost its node.
+-- array. p_first: at the head of the line, for a job that had its turn and lost its node. What is delayed or
+-- unpaid takes no turn until it joins its line.
 create function infernet.enqueue(p_jobs uuid[], p_first boolean) returns void
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -85,10 +92,12 @@ declare
 begin
   select * into strict v_job from public.jobs j where j.id = p_jobs[1];
   v_tag := case when p_first then 0
+                when v_job.state = 'unpaid' or v_job.start_at > v_now then null
                 else infernet.take_tags(v_job.consumer_id, v_job.model_id, v_job.priority, cardinality(p_jobs), v_now) end;
   insert into infernet.queue (job_id, consumer_id, model_id, priority, tag, ready_at, deadline_at, input_bound, max_tokens,
                               max_seconds, price_cap, min_vram_gb, labels, region, exclude, failed_on, retry_after)
-  select j.id, j.consumer_id, j.model_id, j.priority, v_tag + case when p_first then 0 else p.n - 1 end,
+  select j.id, j.consumer_id, j.model_id, j.priority,
+         case when p_first then 0 else coalesce(v_tag + p.n - 1, -1) end,
          case when j.state = 'unpaid' then 'infinity' when j.start_at > v_now then j.start_at end, j.deadline_at,
          j.input_bound, j.max_tokens, j.max_seconds, j.price_cap, j.min_vram_gb, j.labels, j.region, j.exclude,
          j.failed_on, j.retry_after
