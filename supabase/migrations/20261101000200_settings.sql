@@ -71,6 +71,7 @@ insert into public.settings (key, value, description) values
   ('record_days', '400', 'Days after its end for which a job''s record is kept; never shorter than its contents. The ledger stays'),
   ('late_result_days', '90', 'Days for which results that came too late are kept as evidence'),
   ('retention_jobs', '200', 'Jobs whose contents, and whose records, one tick deletes at most'),
+  ('overview_kept_offers', '20000', 'Offers from which on the overview is counted every 15 seconds instead of for each visitor'),
   ('maintenance_days_max', '90', 'How far ahead a maintenance window may end, days');
 
 -- All settings as one object, kept by a trigger: hot calls read this row once. It is stored in line and

@@ -200,6 +200,7 @@ begin
     return '{"ran": false}'::jsonb;
   end if;
   perform infernet.install_realtime();
+  perform infernet.keep_overview(v_now, v_settings);
   select * into strict v_pulse from infernet.pulse;
   perform infernet.notice_outage(v_now, v_pulse.last_tick);
   select * into strict v_pulse from infernet.pulse;

@@ -1,10 +1,22 @@
 -- What anybody may know: the overview of the market, the cards of public providers, and what this
 -- control plane is.
 
-create function infernet.overview() returns jsonb
+-- The overview of a large market, kept by the tick: counting 200,000 offers for each visitor would let anybody
+-- keep the database busy. A small market is counted when asked, and nothing is kept.
+create table infernet.overview_kept (
+  only_row boolean primary key default true check (only_row),
+  made_at  timestamptz not null default 'epoch',
+  value    jsonb
+);
+alter table infernet.overview_kept enable row level security;
+insert into infernet.overview_kept default values;
+
+-- The overview, counted.
+create function infernet.overview_now() returns jsonb
 language sql volatile security definer set search_path = '' as $$
   with now as materialized (select infernet.clock() as at)
   select jsonb_build_object(
+    'as_of', (select now.at from now),
     'nodes', (select jsonb_build_object('total', count(*), 'online', count(*) filter (where l.lease_until > now.at))
               from public.providers p join public.node_liveness l on l.node_id = p.id cross join now
               where p.approval = 'approved'),
@@ -19,6 +31,31 @@ language sql volatile security definer set search_path = '' as $$
       'running', (select count(*) from infernet.live_attempts),
       'completed', (select p.jobs_completed + (select count(*) from infernet.outcomes o where o.code is null) from infernet.pulse p)))
 $$;
+
+-- The overview, as it is kept where it is.
+create function infernet.overview() returns jsonb
+language plpgsql volatile security definer set search_path = '' as $$
+declare
+  v_value jsonb;
+begin
+  select k.value into v_value from infernet.overview_kept k where k.made_at > infernet.clock() - interval '2 minutes';
+  return coalesce(v_value, infernet.overview_now());
+end $$;
+
+-- Keeps the overview of a market with so many offers that counting them takes long. The tick calls it first,
+-- before it locks anything.
+create function infernet.keep_overview(p_now timestamptz, p_set jsonb) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_large boolean := (select greatest(c.reltuples, 0) >= (p_set ->> 'overview_kept_offers')::numeric
+                      from pg_catalog.pg_class c where c.oid = 'public.offers'::regclass);
+begin
+  if v_large then
+    update infernet.overview_kept set made_at = p_now, value = infernet.overview_now() where made_at <= p_now - interval '15 seconds';
+  else
+    update infernet.overview_kept set value = null where value is not null;
+  end if;
+end $$;
 
 -- A public, approved provider, coarsely. What a provider keeps private is not listed.
 create function infernet.provider_cards()

@@ -57,6 +57,7 @@ insert into expected_table values
   ('infernet.rate_limits',        '',       '',       'SELECT'),
   ('infernet.pulse',              '',       '',       'SELECT'),
   ('infernet.offer_load',         '',       '',       'SELECT'),
+  ('infernet.overview_kept',      '',       '',       'SELECT'),
   ('infernet.settings_row',       '',       '',       'SELECT'),
   ('infernet.node_faults',        '',       '',       'SELECT'),
   ('infernet.queue',              '',       '',       'SELECT'),

@@ -45,5 +45,20 @@ select ok(public.health() ? 'level', 'service_role asks too');
 select tests.be_nobody();
 select is(infernet.span(s), t, 'a span of ' || t) from (values (5, '5 s'), (119, '119 s'), (300, '5 min'), (7200, '2 h'), (864000, '10 days')) v (s, t);
 
+-- ------------------------------------------------------------ the overview
+select is(tests.as('alice', 'public.overview()') #>> '{models,0,name}', 'm', 'a small market is counted when asked');
+select is((select value from infernet.overview_kept), null, 'and nothing is kept');
+update public.settings set value = '0' where key = 'overview_kept_offers';
+select infernet.tick();
+select isnt((select value from infernet.overview_kept), null, 'a large one is kept by the tick');
+update public.models set visibility = 'hidden' where name = 'm';
+select is(tests.as('alice', 'public.overview()') #>> '{models,0,name}', 'm', 'and told as it was then');
+select is((tests.as('alice', 'public.overview()') ->> 'as_of')::timestamptz, infernet.clock(), 'with the time');
+select tests.pass_time('16 seconds'), infernet.tick();
+select is(tests.as('alice', 'public.overview()') -> 'models', '[]', 'until it is counted again');
+select tests.pass_time('3 minutes');
+update public.models set visibility = 'public' where name = 'm';
+select is(tests.as('alice', 'public.overview()') #>> '{models,0,name}', 'm', 'where the tick does not run, it is counted when asked');
+
 select * from finish();
 rollback;
