@@ -12,6 +12,7 @@ mod harness;
 mod market {
     //! The parts of the benchmark.
 
+    pub(crate) mod batched;
     pub(crate) mod contender;
     pub(crate) mod database;
     pub(crate) mod fairness;

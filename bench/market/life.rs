@@ -44,6 +44,10 @@ pub(crate) struct Lane {
     start: Statement,
     complete: Statement,
     heartbeat: Statement,
+    submit_batch: Statement,
+    claim_attempts: Statement,
+    start_all: Statement,
+    complete_all: Statement,
     random: fastrand::Rng,
 }
 
@@ -66,6 +70,12 @@ impl Lane {
             .prepare("select public.complete_attempt($1, $2, $3, 'stop', $4, $5)")
             .await?;
         let heartbeat = connection.prepare("select public.heartbeat(p_running => $1)").await?;
+        let submit_batch = connection
+            .prepare("select public.submit_batch(p_id => $1, p_model => $2, p_items => $3, p_max_tokens => 256)")
+            .await?;
+        let claim_attempts = connection.prepare("select public.claim_attempts()").await?;
+        let start_all = connection.prepare("select public.start_attempts($1, $2)").await?;
+        let complete_all = connection.prepare("select public.complete_attempts($1)").await?;
         Ok(Self {
             connection,
             world: Arc::clone(world),
@@ -74,6 +84,10 @@ impl Lane {
             start,
             complete,
             heartbeat,
+            submit_batch,
+            claim_attempts,
+            start_all,
+            complete_all,
             random: fastrand::Rng::new(),
         })
     }
@@ -110,8 +124,7 @@ impl Lane {
     /// The market refuses.
     pub(crate) async fn submit(&self, consumer: Uuid, model: &str) -> Result<Value, Failure> {
         let id = Uuid::now_v7();
-        let input = json!({ "messages": [{ "role": "user", "content": format!("{PROMPT}{id}") }] });
-        self.call(consumer, &self.submit, &[&id, &model, &input]).await
+        self.call(consumer, &self.submit, &[&id, &model, &input(&id.to_string())]).await
     }
 
     /// Starts an attempt as its node.
@@ -127,6 +140,15 @@ impl Lane {
     /// # Errors
     /// The market refuses, or does not accept the result.
     pub(crate) async fn complete(&self, node: Uuid, begun: &Value) -> Result<Value, Failure> {
+        let (usage, receipt) = self.account(node, begun)?;
+        let (attempt, lease) = (uuid_in(begun, "attempt")?, uuid_in(begun, "lease")?);
+        let ended =
+            self.call(node, &self.complete, &[&attempt, &lease, &OUTPUT, &usage, &receipt]).await?;
+        accepted(ended)
+    }
+
+    /// The usage and the receipt of an attempt that brought the usual output.
+    fn account(&self, node: Uuid, begun: &Value) -> Result<(Value, Value), Failure> {
         let key = self.world.nodes.get(&node).ok_or("A node is of another world.")?;
         let content = json!({
             "job": begun["job"], "attempt": begun["attempt"], "node": key, "model": begun["model"],
@@ -140,14 +162,81 @@ impl Lane {
             "id": "0".repeat(64), "kind": 27237, "pubkey": key, "created_at": 1_700_000_000,
             "tags": [], "content": content.to_string(), "sig": "0".repeat(128),
         });
-        let usage = json!({ "input_tokens": TOKENS.0, "output_tokens": TOKENS.1 });
-        let (attempt, lease) = (uuid_in(begun, "attempt")?, uuid_in(begun, "lease")?);
-        let ended =
-            self.call(node, &self.complete, &[&attempt, &lease, &OUTPUT, &usage, &receipt]).await?;
-        if ended["accepted"] == true {
-            return Ok(ended);
+        Ok((json!({ "input_tokens": TOKENS.0, "output_tokens": TOKENS.1 }), receipt))
+    }
+
+    /// Submits a batch of so many jobs for a model as a consumer.
+    ///
+    /// # Errors
+    /// The market refuses.
+    pub(crate) async fn submit_batch(
+        &self,
+        consumer: Uuid,
+        model: &str,
+        jobs: usize,
+    ) -> Result<Value, Failure> {
+        let id = Uuid::now_v7();
+        let items: Vec<Value> = (0..jobs).map(|number| input(&format!("{id} {number}"))).collect();
+        let items = Value::from(items);
+        self.call(consumer, &self.submit_batch, &[&id, &model, &items]).await
+    }
+
+    /// Fetches what is offered to a node now.
+    ///
+    /// # Errors
+    /// The market refuses.
+    pub(crate) async fn claim(&self, node: Uuid) -> Result<Vec<Uuid>, Failure> {
+        let work = self.call(node, &self.claim_attempts, &[]).await?;
+        list(&work, "attempts")?.iter().map(|offered| uuid_in(offered, "attempt")).collect()
+    }
+
+    /// Starts several attempts as their node with one call; all must start.
+    ///
+    /// # Errors
+    /// The market refuses one.
+    pub(crate) async fn start_all(
+        &self,
+        node: Uuid,
+        attempts: &[Uuid],
+    ) -> Result<Vec<Value>, Failure> {
+        let leases: Vec<Uuid> = attempts.iter().map(|_| Uuid::new_v4()).collect();
+        let answer = self.call(node, &self.start_all, &[&attempts, &leases]).await?;
+        let started = list(&answer, "started")?;
+        match started.iter().find(|begun| !begun["refused"].is_null()) {
+            Some(refused) => Err(format!("An attempt was not started: {refused}").into()),
+            None => Ok(started.clone()),
         }
-        Err(format!("A result was not accepted: {ended}").into())
+    }
+
+    /// Completes several attempts as their node with one call; returns the next ones
+    /// that the answer names.
+    ///
+    /// # Errors
+    /// The market refuses, or does not accept a result.
+    pub(crate) async fn complete_all(
+        &self,
+        node: Uuid,
+        begun: &[Value],
+    ) -> Result<Vec<Uuid>, Failure> {
+        let results: Result<Vec<Value>, Failure> = begun
+            .iter()
+            .map(|begun| {
+                let (usage, receipt) = self.account(node, begun)?;
+                Ok(json!({
+                    "attempt": begun["attempt"], "lease": begun["lease"], "output": OUTPUT,
+                    "finish": "stop", "usage": usage, "receipt": receipt,
+                }))
+            })
+            .collect();
+        let answer = self.call(node, &self.complete_all, &[&Value::from(results?)]).await?;
+        let mut next = Vec::new();
+        for ended in list(&answer, "results")? {
+            let ended = accepted(ended.clone())?;
+            if ended["next"].is_object() {
+                next.push(uuid_in(&ended["next"], "attempt")?);
+            }
+        }
+        Ok(next)
     }
 
     /// Sends a node's heartbeat.
@@ -202,6 +291,25 @@ impl Lane {
             complete: started.elapsed(),
         })
     }
+}
+
+/// The input of a job, which no other has.
+fn input(number: &str) -> Value {
+    json!({ "messages": [{ "role": "user", "content": format!("{PROMPT}{number}") }] })
+}
+
+/// The answer to a result that was taken.
+fn accepted(ended: Value) -> Result<Value, Failure> {
+    if ended["accepted"] == true {
+        return Ok(ended);
+    }
+    Err(format!("A result was not accepted: {ended}").into())
+}
+
+/// A list in an answer.
+fn list<'a>(answer: &'a Value, key: &str) -> Result<&'a Vec<Value>, Failure> {
+    let found = answer.get(key).and_then(Value::as_array);
+    found.ok_or_else(|| format!("There is no list {key} in {answer}.").into())
 }
 
 /// An id in an answer.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tokio::task::JoinSet;
 
+use super::batched::BatchLanes;
 use super::contender::Contender;
 use super::database::Database;
 use super::life::{Lane, Times};
@@ -141,7 +142,9 @@ pub(crate) async fn measure(
     let mut lanes = open_warm_lanes(database, world, &models).await?;
     let graphile = Contender::prepare(database, "graphile-worker").await?;
     let boss = Contender::prepare(database, "pg-boss").await?;
+    let mut batches = BatchLanes::open(database).await?;
     let cluster = database.cluster();
+    let mut batched = Rounds::default();
     let mut rounds: [Rounds; 3] = Default::default();
     for round in 0..ROUNDS {
         if round > 0 {
@@ -151,6 +154,11 @@ pub(crate) async fn measure(
         let lived;
         (lanes, lived) = live_for(lanes, &models, MEASURED).await?;
         rounds[0].add(lived.rate(), lived.lives.len() as f64, processor_time(&cluster)? - before);
+        batches.live_for(WARM_UP).await?;
+        let before = processor_time(&cluster)?;
+        let (jobs, length) = batches.live_for(MEASURED).await?;
+        let rate = jobs as f64 / length.as_secs_f64();
+        batched.add(rate, jobs as f64, processor_time(&cluster)? - before);
         for (rounds, contender) in rounds[1..].iter_mut().zip([&graphile, &boss]) {
             let before = processor_time(&cluster)?;
             let ran = contender.run().await?;
@@ -160,6 +168,7 @@ pub(crate) async fn measure(
         report.sample(json!({
             "round": round, "calls": lived.calls(),
             "life_rate": own.rates[round], "life_cpu_ms": own.processor[round],
+            "batched_rate": batched.rates[round], "batched_cpu_ms": batched.processor[round],
             "graphile_rate": graphile.rates[round], "graphile_cpu_ms": graphile.processor[round],
             "pgboss_rate": boss.rates[round], "pgboss_cpu_ms": boss.processor[round],
         }));
@@ -169,9 +178,17 @@ pub(crate) async fn measure(
     report.add_with_floor("life_rate", median(&own.rates), "1/s", Floor::AtLeast(600.0));
     report.add_with_goal("life_vs_graphile", own.ratio_to(graphile), "ratio", None, goals.0);
     report.add_with_goal("life_vs_pgboss", own.ratio_to(boss), "ratio", None, goals.1);
+    report.add_with_goal(
+        "life_batched_ratio",
+        batched.ratio_to(own),
+        "ratio",
+        Some(Floor::AtLeast(2.0)),
+        Floor::AtLeast(5.0),
+    );
     report.add("graphile_rate", median(&graphile.rates), "1/s");
     report.add("pgboss_rate", median(&boss.rates), "1/s");
     report.add("life_cpu", median(&own.processor), "ms");
+    report.add("batched_cpu", median(&batched.processor), "ms");
     report.add("graphile_cpu", median(&graphile.processor), "ms");
     report.add("pgboss_cpu", median(&boss.processor), "ms");
     Ok(())
