@@ -10,10 +10,13 @@ use tokio::time::Instant;
 const BUSY_INTERVAL: Duration = Duration::from_millis(2);
 /// How often to look when nobody does.
 const IDLE_INTERVAL: Duration = Duration::from_millis(25);
-/// How often to look when nobody would hear of a message.
-const UNHEARD_INTERVAL: Duration = Duration::from_millis(50);
+/// How often to look when there was no message at all for a while, or nobody
+/// would hear of one.
+const DORMANT_INTERVAL: Duration = Duration::from_millis(50);
 /// How long after such a message others are taken to be sending.
 const BUSY_FOR: Duration = Duration::from_millis(200);
+/// How long after any message more are expected.
+const AWAKE_FOR: Duration = Duration::from_secs(5);
 /// The pause after each look, so that however much is committed, the database does
 /// not spend itself on being asked.
 const REST: Duration = Duration::from_millis(1);
@@ -32,6 +35,7 @@ pub(super) enum Cause {
 pub(super) struct Pace {
     interval: Duration,
     busy_until: Option<Instant>,
+    awake_until: Option<Instant>,
     /// When to look if nobody tells of anything.
     pub(super) due: Instant,
     /// When to look at the earliest.
@@ -41,7 +45,13 @@ pub(super) struct Pace {
 impl Pace {
     /// Makes one that looks at once.
     pub(super) fn new(now: Instant) -> Self {
-        Self { interval: IDLE_INTERVAL, busy_until: None, due: now, earliest: now }
+        Self {
+            interval: IDLE_INTERVAL,
+            busy_until: None,
+            awake_until: None,
+            due: now,
+            earliest: now,
+        }
     }
 
     /// Plans the next look after one that began and ended then. `heard` says
@@ -58,12 +68,18 @@ impl Pace {
         if found && cause == Cause::Interval {
             self.busy_until = Some(ended + BUSY_FOR);
         }
+        if found {
+            self.awake_until = Some(ended + AWAKE_FOR);
+        }
+        let is_before = |until: Option<Instant>| until.is_some_and(|until| ended < until);
         self.interval = if !heard {
-            UNHEARD_INTERVAL
-        } else if self.busy_until.is_some_and(|until| ended < until) {
+            DORMANT_INTERVAL
+        } else if is_before(self.busy_until) {
             BUSY_INTERVAL
-        } else {
+        } else if is_before(self.awake_until) {
             (self.interval * 2).min(IDLE_INTERVAL)
+        } else {
+            DORMANT_INTERVAL
         };
         self.earliest = ended + REST;
         self.due = self.earliest.max(began + self.interval);
@@ -92,7 +108,7 @@ mod tests {
     #[test]
     fn looks_are_frequent_while_others_send_and_rare_afterwards() {
         let mut pace = Pace::new(Instant::now());
-        assert_eq!(look(&mut pace, Cause::Interval, false), IDLE_INTERVAL);
+        assert_eq!(look(&mut pace, Cause::Interval, false), DORMANT_INTERVAL);
         assert_eq!(look(&mut pace, Cause::Interval, true), BUSY_INTERVAL);
         let last = pace.due;
         let mut pauses = vec![look(&mut pace, Cause::Interval, false)];
@@ -102,15 +118,19 @@ mod tests {
         assert!(pauses.is_sorted(), "{pauses:?}");
         let took = pace.due - last;
         assert!(took > BUSY_FOR && took < BUSY_FOR + 4 * IDLE_INTERVAL, "{took:?}");
+        let last = pace.due;
+        while look(&mut pace, Cause::Interval, false) != DORMANT_INTERVAL {}
+        let took = pace.due - last;
+        assert!(took > AWAKE_FOR / 2 && took < 2 * AWAKE_FOR, "{took:?}");
     }
 
     #[test]
     fn looks_are_rare_while_nobody_listens() {
         let mut pace = Pace::new(Instant::now());
         let began = pace.due;
-        pace.looked(Cause::Interval, (true, false), began, began + MILLI);
-        assert_eq!(pace.due - began, UNHEARD_INTERVAL);
-        assert!(look(&mut pace, Cause::Told, false) <= IDLE_INTERVAL);
+        pace.looked(Cause::Interval, (false, false), began, began + MILLI);
+        assert_eq!(pace.due - began, DORMANT_INTERVAL);
+        assert_eq!(look(&mut pace, Cause::Told, true), IDLE_INTERVAL);
     }
 
     #[test]
