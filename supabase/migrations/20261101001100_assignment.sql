@@ -7,8 +7,10 @@ create type infernet.weights as (
   load double precision, realtime double precision, prefer double precision, retry double precision);
 
 create function infernet.weights(p_settings jsonb) returns infernet.weights
-language sql immutable parallel safe
-return jsonb_populate_record(row(0, 0, 0, 0, 0, 0, 0, 0)::infernet.weights, p_settings -> 'weights');
+language plpgsql stable set search_path = '' as $$
+begin
+  return jsonb_populate_record(row(0, 0, 0, 0, 0, 0, 0, 0)::infernet.weights, p_settings -> 'weights');
+end $$;
 
 -- One number that orders candidates, lower is better: what the job would cost there as a share of its
 -- cap; how fast the server has seen it work, against an ordinary offer (unseen counts as ordinary); what
@@ -146,12 +148,13 @@ end $$;
 -- Why a job was not given to a node when it was submitted, for its history: it starts later, its consumer may
 -- run no more, or no offer could take it. Of the record of the choice, the offers by their reasons.
 create function infernet.unmet(p_record jsonb, p_start_at timestamptz, p_room int) returns jsonb
-language sql stable set search_path = '' as $$
-  select jsonb_build_object('seen', p_record -> 'seen', 'not', coalesce(jsonb_object_agg(o.reason, o.n) filter (where o.reason is not null), '{}'),
+language plpgsql stable set search_path = '' as $$
+begin
+  return (select jsonb_build_object('seen', p_record -> 'seen', 'not', coalesce(jsonb_object_agg(o.reason, o.n) filter (where o.reason is not null), '{}'),
     'waits', case when p_start_at is not null then 'delayed' when p_room <= 0 then 'running_limit' else 'none_free' end)
   from (select e ->> 1 as reason, count(*) as n from jsonb_array_elements(coalesce(nullif(p_record -> 'offers', 'null'), '[]')) e
-        where jsonb_typeof(e -> 1) = 'string' group by 1) o
-$$;
+        where jsonb_typeof(e -> 1) = 'string' group by 1) o);
+end $$;
 
 -- Writes attempts of jobs on an offer whose slots the caller has taken: their price is copied from the
 -- offer in the same statement. The arrays run side by side, those of priorities and tags are null for jobs

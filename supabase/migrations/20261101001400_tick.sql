@@ -167,14 +167,17 @@ begin
   end if;
 end $$;
 
-create function infernet.measure(p_now timestamptz, p_reached uuid) returns void
-language sql security definer set search_path = '' as $$
-  update infernet.pulse set last_tick = p_now, dispatched_to = p_reached,
-    live_streams = l.live, wakeups_per_second = l.woken
-  from (select count(*)::int as live, count(*) filter (where l.due_at > p_now + infernet.setting_secs('offer_secs') - interval '1 second'
-                                                     and l.due_at <= p_now + infernet.setting_secs('offer_secs')) as woken
-        from infernet.live_attempts l) l
-$$;
+create function infernet.measure(p_now timestamptz, p_reached uuid, p_settings jsonb) returns void
+language plpgsql security definer set search_path = '' as $$
+declare
+  -- An offer is due offer_secs after it was made.
+  v_due timestamptz := p_now + infernet.secs(p_settings, 'offer_secs');
+begin
+  update infernet.pulse set last_tick = p_now, dispatched_to = p_reached, live_streams = l.live, wakeups_per_second = l.woken
+  from (select count(*)::int as live,
+               count(*) filter (where a.due_at > v_due - interval '1 second' and a.due_at <= v_due) as woken
+        from infernet.live_attempts a) l;
+end $$;
 
 create function infernet.prune(p_now timestamptz) returns void
 language sql security definer set search_path = '' as $$
@@ -212,7 +215,7 @@ begin
     'lost', case when v_pulse.grace_until <= v_now then infernet.sweep_nodes(v_now, v_limit) else 0 end,
     'joined', infernet.join_lines(v_now, v_limit));
   select * into v_dispatch from infernet.dispatch(v_pulse.dispatched_to, (v_settings -> 'tick_models')::int, v_limit);
-  perform infernet.measure(v_now, v_dispatch.reached);
+  perform infernet.measure(v_now, v_dispatch.reached, v_settings);
   v_done := v_done || jsonb_build_object('dispatched', v_dispatch.dispatched);
   perform infernet.prune(v_now);
   perform infernet.note_speeds(v_now, v_facts);
