@@ -4,7 +4,7 @@
 //! what the engines need, and how the node stands. For an operator also the health
 //! of the control plane itself. Every check is made, whatever came of the others.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -33,6 +33,9 @@ pub(crate) struct Args {
     /// Let warnings count as failures
     #[arg(long)]
     strict: bool,
+    /// Look as the holder of this key instead of owner.key, such as an operator's
+    #[arg(long, value_name = "FILE", env = "INFERNET_OPERATOR_KEY_FILE", hide_env_values = true)]
+    key_file: Option<PathBuf>,
 }
 
 /// What was found.
@@ -96,7 +99,15 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), CommandErr
             None
         }
     };
-    let owner = key(&context.directories.owner_key(), "owner's", &mut findings)?;
+    let owner = match &args.key_file {
+        Some(path) if !path.exists() => {
+            findings
+                .failure(CommandError::user(format!("There is no key at {}.", path.display())))?;
+            None
+        }
+        Some(path) => key(path, "given", &mut findings)?,
+        None => key(&context.directories.owner_key(), "owner's", &mut findings)?,
+    };
     let node = key(&context.directories.node_key(), "node's", &mut findings)?;
     let mut health = None;
     if let Some(config) = &config {
@@ -241,7 +252,7 @@ async fn person(rpc: &Rpc, findings: &mut Findings<'_>) -> Result<Option<Health>
         Ok(Err(error)) => return findings.failure(error).map(|()| None),
         Err(_slow) => return findings.failure(slow("The control plane")).map(|()| None),
     };
-    findings.ok(format!("The owner's key signs in as user {}.", user.id))?;
+    findings.ok(format!("The person's key signs in as user {}.", user.id))?;
     if !user.operator {
         return Ok(None);
     }

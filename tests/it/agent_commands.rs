@@ -162,6 +162,16 @@ async fn the_doctor_finds_what_is_wrong() {
     assert_eq!(code, 0, "{said}");
     assert!(said.contains("The node signs in as attic"), "{said}");
 
+    // An operator needs no node: a URL and a key are enough.
+    let empty = tempfile::tempdir().unwrap();
+    let key = world.control_folder().join("operator.key");
+    let key = key.to_str().unwrap();
+    let (url, look) = (world.node_url(), ["doctor", "--key-file", key, "--json", "--url"]);
+    let output = run(empty.path(), &[&look[..], &[&url]].concat()).await;
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(output.status.success(), "{report}");
+    assert_eq!(report["health"]["nodes"]["total"], 1, "{report}");
+
     // With the operator's key it sees the control plane as well.
     let key = Keys::load(&world.control_folder().join("operator.key")).unwrap();
     key.store(&node.folder.join("config/owner.key")).unwrap();
