@@ -41,6 +41,12 @@ language sql immutable set search_path = '' as $$
   where u.key in ('input_tokens', 'output_tokens', 'seconds') and jsonb_typeof(u.value) = 'number'
 $$;
 
+-- Whether a text is absent, or short and without any of these characters. (Counted repetition in one
+-- expression would be slower by far.)
+create function infernet.is_short(p_text text, p_length int, p_strange text) returns boolean
+language sql immutable parallel safe
+return p_text is null or (length(p_text) <= p_length and p_text !~ p_strange);
+
 -- Whether a receipt has nothing but the fields of the protocol, each in its form, so that it holds no words of a
 -- job. What is not compared with the job when it is taken is looked at here; a repeated field would be
 -- lost in parsing, and shows in the length.
@@ -52,7 +58,7 @@ begin
   if p_receipt is null then
     return true;
   elsif p_receipt - array['id', 'pubkey', 'created_at', 'kind', 'tags', 'content', 'sig'] <> '{}'
-        or coalesce(p_receipt ->> 'id', '') !~ '^[0-9a-f]{0,64}$' or coalesce(p_receipt ->> 'sig', '') !~ '^[0-9a-f]{0,128}$'
+        or not infernet.is_short(p_receipt ->> 'id', 64, '[^0-9a-f]') or not infernet.is_short(p_receipt ->> 'sig', 128, '[^0-9a-f]')
         or coalesce(jsonb_typeof(p_receipt -> 'created_at'), 'number') <> 'number' or coalesce(p_receipt -> 'tags', '[]') <> '[]' then
     return false;
   end if;
@@ -60,9 +66,8 @@ begin
   return v_said - array['url', 'job', 'attempt', 'node', 'model', 'model_digest', 'input_sha256', 'output_sha256', 'input_tokens',
                         'output_tokens', 'seconds', 'price_input', 'price_output', 'price_second', 'finish'] = '{}'
      and octet_length(p_receipt ->> 'content') <= octet_length(v_said::text)
-     and coalesce(v_said ->> 'url', '') ~ '^(https?://[][A-Za-z0-9.:/_-]{1,200})?$'
-     and coalesce(v_said ->> 'model_digest', '') ~ '^[0-9a-f]{0,64}$'
-     and coalesce(v_said ->> 'seconds', '') ~ '^[0-9.]{0,20}$' and coalesce(v_said ->> 'price_second', '') ~ '^[0-9.]{0,60}$';
+     and infernet.is_short(v_said ->> 'url', 200, '[^][A-Za-z0-9.:/_-]') and infernet.is_short(v_said ->> 'model_digest', 64, '[^0-9a-f]')
+     and infernet.is_short(v_said ->> 'seconds', 20, '[^0-9.]') and infernet.is_short(v_said ->> 'price_second', 60, '[^0-9.]');
 exception when invalid_text_representation then
   return false;
 end $$;

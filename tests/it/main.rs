@@ -86,6 +86,8 @@ mod market_steps;
 #[cfg(feature = "stack")]
 mod outages;
 #[cfg(feature = "stack")]
+mod retention;
+#[cfg(feature = "stack")]
 mod secrets;
 #[cfg(feature = "stack")]
 mod still_market;
