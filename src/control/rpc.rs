@@ -9,6 +9,7 @@
 
 mod error;
 mod fleet;
+mod history;
 mod job;
 mod node;
 mod operator;
@@ -25,6 +26,10 @@ pub use self::error::{Refusal, RpcError, UnexpectedAnswer};
 pub use self::fleet::{
     CommandArgs, CommandKind, GivenCommand, Maintenance, NodeCommand, NodeDetails, OwnedNode, Stop,
     StoppedNode,
+};
+pub use self::history::{
+    Chain, Choice, Explanation, FailedAttempt, FailedJob, SeenOffer, StoryLine, ToldAttempt,
+    ToldEntry, ToldWaiting,
 };
 pub use self::job::{
     AttemptState, Balance, Enrolment, Job, JobAttempt, JobKind, JobState, NodeName, Quote, Reason,

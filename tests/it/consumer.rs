@@ -401,3 +401,76 @@ async fn an_operator_gives_credit_once() {
     assert!(proof.stderr.contains("The ledger is sound."), "{proof:?}");
     market.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_is_explained_retried_discarded_and_forgotten() {
+    let market = Market::open().await;
+    let home = consumer_home(&market, "1").await;
+    let node = market.node("attic", MODEL, 1).await;
+    let submit = ["job", "submit", MODEL, "a secret word", "--max-cost", "0.01", "--title", "mine"];
+    let said = run(home.path(), &submit).await;
+    let id = said.stdout.trim();
+    fail(&node, "The engine read: a secret word").await;
+
+    let failed = run(home.path(), &["job", "failed"]).await;
+    for part in [id, MODEL, "engine_failed", "mine"] {
+        assert!(failed.stdout.contains(part), "{part} in {}", failed.stdout);
+    }
+    let failed = run(home.path(), &["job", "failed", "--json"]).await;
+    assert_eq!(lines(&failed)[0]["attempts"][0]["node"], "attic", "{failed:?}");
+
+    let retried = run(home.path(), &["job", "retry", id]).await;
+    assert_eq!(retried.code, Some(0), "{retried:?}");
+    assert!(retried.stdout.contains("is held for it"), "{}", retried.stdout);
+    let explained = run(home.path(), &["job", "explain", id]).await;
+    for part in [
+        "Submitted: consumer-test, for at most 0.01 USD.",
+        "Given to node attic",
+        "failed (engine_failed): The engine read: a secret word.",
+        "Its consumer let it try again",
+        "attempt  2 on attic",
+        "hold",
+        "Its history is as it was written",
+    ] {
+        assert!(explained.stdout.contains(part), "{part} in {}", explained.stdout);
+    }
+    let early = run(home.path(), &["job", "forget", id]).await;
+    assert_eq!(early.code, Some(1), "{early:?}");
+    assert!(early.stderr.contains("infernet job cancel"), "{}", early.stderr);
+    fail(&node, "The engine read: a secret word").await;
+
+    let discarded = run(home.path(), &["job", "discard", id]).await;
+    assert!(discarded.stdout.contains("off the list"), "{discarded:?}");
+    let failed = run(home.path(), &["job", "failed"]).await;
+    assert_eq!((failed.code, failed.stdout.as_str()), (Some(0), ""), "{failed:?}");
+    let again = run(home.path(), &["job", "retry", id]).await;
+    assert_eq!(again.code, Some(1), "{again:?}");
+
+    let forgotten = run(home.path(), &["job", "forget", id]).await;
+    assert_eq!(forgotten.code, Some(0), "{forgotten:?}");
+    for verb in ["explain", "show"] {
+        let told = run(home.path(), &["job", verb, id, "--json"]).await;
+        assert_eq!(told.code, Some(0), "{told:?}");
+        assert!(!told.stdout.contains("secret") && !told.stdout.contains("mine"), "{told:?}");
+        assert!(told.stdout.contains("engine_failed"), "{told:?}");
+    }
+    let told = run(home.path(), &["job", "explain", id, "--json"]).await;
+    assert_eq!(lines(&told)[0]["chain"]["ok"], true, "{told:?}");
+    let stranger = consumer_home(&market, "1").await;
+    let told = run(stranger.path(), &["job", "explain", id]).await;
+    assert_eq!(told.code, Some(1), "{told:?}");
+    market.close().await;
+}
+
+/// Fails the job that comes next, for good.
+async fn fail(node: &TestNode, message: &str) {
+    let attempt = node.take().await;
+    let failure = FailAttempt {
+        attempt: attempt.attempt,
+        lease: attempt.lease,
+        code: FailureCode::EngineFailed,
+        message: message.into(),
+        retry: false,
+    };
+    assert!(node.rpc.fail_attempt(&failure).await.unwrap().accepted);
+}

@@ -74,6 +74,7 @@ fn sheet(job: &Job, attempts: &[AttemptRow], statement: &[StatementLine]) -> Str
     fact("started", job.started_at.map(moment));
     fact("ended", job.ended_at.map(moment));
     fact("deadline", job.deadline_at.map(moment));
+    fact("forgotten", job.forgotten_at.map(moment));
     let rows: Vec<Vec<String>> =
         facts.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
     let mut text = columns(&rows);

@@ -221,6 +221,9 @@ pub struct Job {
     pub ended_at: Option<Timestamp>,
     /// When it expires.
     pub deadline_at: Option<Timestamp>,
+    /// When what it said and answered was deleted.
+    #[serde(default)]
+    pub forgotten_at: Option<Timestamp>,
 }
 
 /// The answer to [`Rpc::submit_job`].
@@ -342,9 +345,11 @@ pub struct Enrolment {
     pub expires_at: Timestamp,
 }
 
+/// The arguments of a call about one job.
 #[derive(Serialize)]
-struct OfJob {
-    p_job: JobId,
+pub(super) struct OfJob {
+    /// The job.
+    pub(super) p_job: JobId,
 }
 
 impl Rpc {
