@@ -155,7 +155,7 @@ end $$;
 create function infernet.forget_experiences(p_before timestamptz, p_limit int) returns void
 language plpgsql security definer set search_path = '' as $$
 declare
-  v_nil       uuid := '00000000-0000-0000-0000-000000000000';
+  v_nil       uuid := '00000000-0000-0000-0000-000000000000'::uuid;
   v_walk      infernet.retention_walk;
   v_providers uuid[];
   v_consumers uuid[];

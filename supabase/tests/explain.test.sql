@@ -125,6 +125,17 @@ select tests.as(n, 'public.heartbeat(p_draining => true)') from unnest(array['at
 select tests.submit('alice', tests.job(9), p_max_cost => 1), tests.pass_time('700 seconds'), infernet.tick();
 select alike(tests.story(tests.job(9)), '%Its deadline passed before a node took it; nothing is paid.', 'expired in its line');
 
+-- ------------------------------------------------------------ an item of a batch
+select tests.as('alice', format('public.submit_batch(%L, ''m'', %L, p_max_cost => 0.1)', tests.job(50),
+  '[{"messages":[{"role":"user","content":"hello"}]},{"messages":[{"role":"user","content":"hello"}]}]'));
+create temp table item as select tests.explain('alice', id) as e from public.jobs where batch_id = tests.job(50) and batch_item = 2;
+select is(e #>> '{story,0,what}', format('Submitted: m, for at most 0.1 USD, as item 2 of batch %s.', tests.job(50)), 'an item says of which batch it is') from item;
+select is((select jsonb_agg(distinct jsonb_build_array(l -> 'kind', abs((l ->> 'amount')::numeric) = 0.2, l -> 'of_batch')) from jsonb_array_elements(e -> 'ledger') l),
+  '[["hold", true, true]]', 'and that the hold is the batch''s') from item;
+select isnt(e #> '{waiting,offers}', '[]', 'and why it waits') from item;
+select tests.as('alice', format('public.cancel_batch(%L)', tests.job(50)));
+select alike(tests.story(id), '%Its consumer cancelled it before a node had it; nothing is paid.', 'or that it was cancelled') from public.jobs where batch_id = tests.job(50) and batch_item = 1;
+
 -- ------------------------------------------------------------ a history that was touched
 select is(tests.as('olga', 'public.check_histories()') - 'checked', '{"broken":[],"reached":null}', 'all histories are whole');
 select cmp_ok((tests.as('olga', 'public.check_histories()') ->> 'checked')::int, '>=', 9, 'of all jobs');
