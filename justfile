@@ -22,7 +22,7 @@ unit *filter:
 pgtap *arguments:
     scripts/pgtap {{ arguments }}
 
-# Measure: dispatch, overhead or footprint
+# Measure: dispatch, overhead, footprint or market
 bench name *arguments:
     scripts/bench {{ name }} {{ arguments }}
 

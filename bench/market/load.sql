@@ -275,14 +275,18 @@ begin
   from load.plan p cross join lateral (select p.state = 'completed' as done) d
   where p.state <> 'queued' order by p.n;
 
-  insert into infernet.live_attempts (job_id, attempt_id, offer_id, provider_id, consumer_id, due_at)
-  select p.job_id, p.attempt_id, (p.offer).id, (p.offer).provider_id, p.consumer_id, p.created_at + interval '1 day'
+  -- They were the first of their lines.
+  insert into infernet.live_attempts (job_id, attempt_id, offer_id, provider_id, consumer_id, due_at, model_id, priority, tag)
+  select p.job_id, p.attempt_id, (p.offer).id, (p.offer).provider_id, p.consumer_id, p.created_at + interval '1 day', p.model_id, 0, 0
   from load.plan p where p.state = 'running' order by p.n;
 
   insert into infernet.queue (job_id, consumer_id, model_id, priority, tag, deadline_at, input_bound, max_tokens, max_seconds,
     price_cap, min_vram_gb, labels, exclude, failed_on)
   select p.job_id, p.consumer_id, p.model_id, 0, p.tag, p.created_at + interval '1 day', 300, 256, 0, p.cap, 0, '{}', '{}', '{}'
   from load.plan p where p.state = 'queued' order by p.n;
+  insert into infernet.turns as t (consumer_id, model_id, priority, tag, updated_at)
+  select p.consumer_id, p.model_id, 0, max(p.tag), now() from load.plan p where p.state = 'queued' group by 1, 2
+  on conflict (consumer_id, model_id, priority) do update set tag = greatest(t.tag, excluded.tag), updated_at = excluded.updated_at;
 
   perform load.index(t) from unnest(v_tables) t;
 end $$;
