@@ -11,6 +11,7 @@ use std::fmt::Debug;
 
 use rust_decimal::{Decimal, RoundingStrategy};
 use serde::Deserialize;
+use serde_json::Value;
 use uuid::Uuid;
 
 use crate::still_market::{Answer, Millis};
@@ -198,6 +199,20 @@ pub(crate) enum Call {
         finish: &'static str,
         /// As SQL, with the receipt.
         arguments: String,
+    },
+    /// Attempts and their leases.
+    StartMany {
+        node: Uuid,
+        attempts: Vec<(Uuid, Uuid)>,
+    },
+    /// Attempts and their leases, all with the same output and usage.
+    CompleteMany {
+        node: Uuid,
+        attempts: Vec<(Uuid, Uuid)>,
+        bytes: usize,
+        usage: (u64, u64),
+        /// As JSON, with the receipts.
+        results: Value,
     },
     Fail {
         node: Uuid,

@@ -6,7 +6,9 @@ language sql immutable as $$ select (extract(epoch from p_at) * 1000)::bigint $$
 
 -- p_whole: also what had ended before this moment of the clock, which must never change again.
 create function tests.seen(p_whole boolean) returns jsonb
-language plpgsql as $$
+language plpgsql set plan_cache_mode = force_generic_plan set jit = off as $$
+declare
+  v_now timestamptz := infernet.clock();
 begin
   return (select jsonb_build_object(
     'whole', p_whole, 'last_tick', tests.ms(p.last_tick), 'grace_until', tests.ms(p.grace_until),
@@ -15,9 +17,9 @@ begin
         'max_attempts', j.max_attempts, 'cap', j.price_cap::text, 'input_bound', j.input_bound,
         'max_tokens', j.max_tokens, 'deadline', tests.ms(j.deadline_at), 'failed_on', j.failed_on,
         'retry_after', tests.ms(j.retry_after), 'cancel_at', tests.ms(j.cancel_at), 'ended', tests.ms(j.ended_at),
-        'cost', j.cost::text, 'code', j.error_code, 'priority', j.priority, 'batch', j.batch_id, 'item', j.batch_item, 'start', tests.ms(j.start_at),
-        'exclude', j.exclude, 'labels', j.labels)), '{}')
-      from public.jobs j where p_whole or j.ended_at is null or j.ended_at >= infernet.clock()),
+        'cost', j.cost::text, 'code', j.error_code, 'priority', j.priority, 'batch', j.batch_id, 'item', j.batch_item,
+        'start', tests.ms(j.start_at), 'exclude', j.exclude, 'labels', j.labels)), '{}')
+      from public.jobs j where p_whole or j.ended_at is null or j.ended_at >= v_now),
     'waiting', (select coalesce(jsonb_object_agg(q.job_id, q.ready_at is null), '{}') from infernet.queue q),
     'live', (select coalesce(jsonb_object_agg(l.job_id, l.attempt_id), '{}') from infernet.live_attempts l),
     'failed', (select coalesce(jsonb_agg(f.job_id), '[]') from infernet.failed_jobs f),
@@ -26,7 +28,7 @@ begin
         'lease', a.lease, 'price_input', a.price_input::text, 'price_output', a.price_output::text,
         'offered', tests.ms(a.offered_at), 'started', tests.ms(a.started_at), 'ended', tests.ms(a.ended_at),
         'cost', a.cost::text, 'earned', a.earned::text, 'code', a.error_code)), '{}')
-      from public.job_attempts a where p_whole or a.ended_at is null or a.ended_at >= infernet.clock()),
+      from public.job_attempts a where p_whole or a.ended_at is null or a.ended_at >= v_now),
     'offers', (select coalesce(jsonb_object_agg(o.id, jsonb_build_object(
         'node', o.provider_id, 'model', m.name, 'labels', o.labels, 'slots', l.slots, 'busy', infernet.busy(o.id), 'enabled', o.enabled,
         'approved', o.approved, 'price_input', o.price_input::text, 'price_output', o.price_output::text)), '{}')

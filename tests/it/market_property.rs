@@ -21,7 +21,9 @@ use crate::market_model::{
     AttemptState, Call, Fault, JobState, Model, RUNNING_LIMIT, Seen, Submission,
 };
 use crate::market_steps::{Maximum, Named, Step, Steps};
-use crate::still_market::{Answer, BEGINNING, Millis, StillMarket, StillServer, completion};
+use crate::still_market::{
+    Answer, BEGINNING, Millis, StillMarket, StillServer, completion, result,
+};
 
 /// Cases and steps of the long run; at least 10,000 steps together.
 const CASES: u32 = 48;
@@ -313,6 +315,45 @@ impl<'a> Life<'a> {
                 self.complete(id, is_wrong_lease, usize::from(bytes), u64::from(tokens), finish)
                     .await?;
             }
+            Step::StartMany { node, other } => {
+                let node = self.node(node);
+                let chosen = self.with_another(node, AttemptState::Offered, other);
+                let mut attempts = Vec::new();
+                for id in chosen {
+                    self.leases += 1;
+                    let lease = Uuid::from_u128((4 << 76) + (2 << 62) + self.leases);
+                    attempts.push((id, lease));
+                }
+                let answer = self.call(Call::StartMany { node, attempts }).await?;
+                for begun in answer.unwrap_or_default()["started"].as_array().into_iter().flatten()
+                {
+                    if begun["refused"].is_null() {
+                        let id = begun["attempt"].as_str().unwrap().parse().unwrap();
+                        self.begun.insert(id, begun.clone());
+                    }
+                }
+            }
+            Step::CompleteMany { node, other, is_wrong_lease, bytes, tokens } => {
+                let node = self.node(node);
+                let chosen = self.with_another(node, AttemptState::Running, other);
+                let is_wrong = |index: usize| is_wrong_lease && index == 0;
+                let attempts: Vec<_> = chosen
+                    .iter()
+                    .enumerate()
+                    .map(|(index, id)| (*id, self.lease(*id, is_wrong(index))))
+                    .collect();
+                if attempts.is_empty() {
+                    return Ok(());
+                }
+                let (bytes, tokens) = (usize::from(bytes), u64::from(tokens));
+                let (output, usage) = ("y".repeat(bytes), (tokens * 3, tokens));
+                let name = self.name(node);
+                let results = attempts.iter().map(|(id, lease)| {
+                    result(&name, &self.begun(*id, *lease), &output, "stop", usage)
+                });
+                let results = Value::from_iter(results);
+                self.make(Call::CompleteMany { node, attempts, bytes, usage, results }).await?;
+            }
             Step::Fail { attempt, any, is_wrong_lease, code, retry } => {
                 let Some(attempt) = self.attempt(attempt, any, AttemptState::Running) else {
                     return Ok(());
@@ -438,6 +479,29 @@ impl<'a> Life<'a> {
         self.arena.nodes[(same + 1) % self.arena.nodes.len()]
     }
 
+    /// What the start of an attempt answered, if it ever started, under a lease.
+    fn begun(&self, attempt: Uuid, lease: Uuid) -> Value {
+        let mut begun = self.begun.get(&attempt).cloned().unwrap_or(json!({}));
+        begun["attempt"] = json!(attempt);
+        begun["lease"] = json!(lease);
+        begun
+    }
+
+    fn name(&self, node: Uuid) -> String {
+        let index = self.arena.nodes.iter().position(|n| *n == node).unwrap_or(0);
+        format!("node-{index}")
+    }
+
+    /// All attempts of a node in a state, and one more of the node's.
+    fn with_another(&self, node: Uuid, state: AttemptState, other: u8) -> Vec<Uuid> {
+        let mut chosen = self.model.of_node(node, state);
+        let of_node = self.model.attempts.iter().filter(|(_, attempt)| attempt.node == node);
+        let of_node: Vec<Uuid> = of_node.map(|(id, _)| *id).collect();
+        let other = of_node.get(usize::from(other) % of_node.len().max(1));
+        chosen.extend(other.filter(|other| !chosen.contains(other)).copied().as_slice());
+        chosen
+    }
+
     /// Completes an attempt with the receipt that an honest node would send.
     async fn complete(
         &mut self,
@@ -449,13 +513,8 @@ impl<'a> Life<'a> {
     ) -> Result<(), Fault> {
         let node = self.model.attempts[&attempt].node;
         let lease = self.lease(attempt, is_wrong_lease);
-        let mut begun = self.begun.get(&attempt).cloned().unwrap_or(json!({}));
-        begun["attempt"] = json!(attempt);
-        begun["lease"] = json!(lease);
-        let index = self.arena.nodes.iter().position(|n| *n == node).unwrap_or(0);
-        let usage = (tokens * 3, tokens);
-        let arguments =
-            completion(&format!("node-{index}"), &begun, &"y".repeat(bytes), finish, usage);
+        let (begun, usage) = (self.begun(attempt, lease), (tokens * 3, tokens));
+        let arguments = completion(&self.name(node), &begun, &"y".repeat(bytes), finish, usage);
         self.make(Call::Complete { node, attempt, lease, bytes, usage, finish, arguments }).await
     }
 
@@ -515,6 +574,13 @@ fn sql(call: &Call) -> Option<(Uuid, String)> {
         }
         Call::Start { node, attempt, lease } => {
             (*node, format!("public.start_attempt('{attempt}', '{lease}')"))
+        }
+        Call::StartMany { node, attempts } => {
+            let (ids, leases): (Vec<_>, Vec<_>) = attempts.iter().copied().unzip();
+            (*node, format!("public.start_attempts({}, {})", array(&ids), array(&leases)))
+        }
+        Call::CompleteMany { node, results, .. } => {
+            (*node, format!("public.complete_attempts('{results}')"))
         }
         Call::Complete { node, arguments, .. } => {
             (*node, format!("public.complete_attempt({arguments})"))
@@ -595,6 +661,11 @@ const DEFECTS: &[Defect] = &[
         function: "infernet.submit_batch",
         guard: "perform infernet.refuse(409, 'id_conflict'",
         without: "perform format('%s %s'",
+    },
+    Defect {
+        function: "infernet.complete_all",
+        guard: "v_attempt.state <> 'running' or v_attempt.lease is distinct from p_leases[i]",
+        without: "v_attempt.state <> 'running'",
     },
     Defect { function: "infernet.tick", guard: "v_pulse.grace_until <= v_now", without: "true" },
 ];

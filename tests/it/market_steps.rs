@@ -113,6 +113,19 @@ pub(crate) enum Step {
         tokens: u16,
         is_stop: bool,
     },
+    /// All that is offered to a node, and another one of its attempts.
+    StartMany {
+        node: u8,
+        other: u8,
+    },
+    /// All that a node runs, and another one of its attempts.
+    CompleteMany {
+        node: u8,
+        other: u8,
+        is_wrong_lease: bool,
+        bytes: u16,
+        tokens: u16,
+    },
     Fail {
         attempt: u8,
         any: bool,
@@ -225,6 +238,10 @@ fn step() -> impl Strategy<Value = Step> {
         14 => (any::<u8>(), rarely(), rarely(), 0..60_u16, 0..60_u16, any::<bool>()).prop_map(
             |(attempt, any, is_wrong_lease, bytes, tokens, is_stop)|
             Step::Complete { attempt, any, is_wrong_lease, bytes, tokens, is_stop }),
+        3 => (0..4_u8, any::<u8>()).prop_map(|(node, other)| Step::StartMany { node, other }),
+        3 => (0..4_u8, any::<u8>(), rarely(), 0..60_u16, 0..60_u16).prop_map(
+            |(node, other, is_wrong_lease, bytes, tokens)|
+            Step::CompleteMany { node, other, is_wrong_lease, bytes, tokens }),
         6 => (any::<u8>(), rarely(), rarely(), 0..5_u8, prop::bool::weighted(0.8)).prop_map(
             |(attempt, any, is_wrong_lease, code, retry)|
             Step::Fail { attempt, any, is_wrong_lease, code, retry }),

@@ -201,15 +201,15 @@ impl StillMarket {
     }
 }
 
-/// The arguments of `complete_attempt`, with the receipt that an honest node
+/// A result as `complete_attempts` takes it, with the receipt that an honest node
 /// sends; `begun` is what `start_attempt` answered.
-pub(crate) fn completion(
+pub(crate) fn result(
     node_name: &str,
     begun: &Value,
     output: &str,
     finish: &str,
     (input_tokens, output_tokens): (u64, u64),
-) -> String {
+) -> Value {
     let public_key = sha256(node_name);
     let content = json!({
         "job": begun["job"], "attempt": begun["attempt"], "node": public_key, "model": begun["model"],
@@ -217,9 +217,28 @@ pub(crate) fn completion(
         "input_tokens": input_tokens, "output_tokens": output_tokens,
         "price_input": begun["price_input"], "price_output": begun["price_output"],
     });
-    let receipt = json!({"kind": 27237, "pubkey": public_key, "content": content.to_string()});
-    let usage = json!({"input_tokens": input_tokens, "output_tokens": output_tokens});
-    let (attempt, lease) = (begun["attempt"].as_str(), begun["lease"].as_str());
-    let (attempt, lease) = (attempt.unwrap_or_default(), lease.unwrap_or_default());
-    format!("'{attempt}', '{lease}', '{output}', '{finish}', '{usage}', '{receipt}'")
+    json!({
+        "attempt": begun["attempt"], "lease": begun["lease"], "output": output, "finish": finish,
+        "usage": {"input_tokens": input_tokens, "output_tokens": output_tokens},
+        "receipt": {"kind": 27237, "pubkey": public_key, "content": content.to_string()},
+    })
+}
+
+/// The same as the arguments of `complete_attempt`.
+pub(crate) fn completion(
+    node_name: &str,
+    begun: &Value,
+    output: &str,
+    finish: &str,
+    usage: (u64, u64),
+) -> String {
+    let result = result(node_name, begun, output, finish, usage);
+    let text = |key: &str| result[key].as_str().unwrap_or_default().to_owned();
+    format!(
+        "'{}', '{}', '{output}', '{finish}', '{}', '{}'",
+        text("attempt"),
+        text("lease"),
+        result["usage"],
+        result["receipt"]
+    )
 }

@@ -63,12 +63,23 @@ impl Model {
                 Ok(())
             }
             Call::Start { attempt, lease, .. } => {
-                let started = self.attempts.get_mut(attempt).unwrap();
-                if started.state == AttemptState::Offered {
-                    started.state = AttemptState::Running;
-                    started.lease = Some(*lease);
-                    started.started = Some(self.now);
-                    self.jobs.get_mut(&started.job).unwrap().state = JobState::Running;
+                self.start(*attempt, *lease);
+                Ok(())
+            }
+            Call::StartMany { attempts, .. } => {
+                for (index, (id, lease)) in attempts.iter().enumerate() {
+                    let said = &answer["started"][index];
+                    let expected = self.start(*id, *lease);
+                    ensure!(
+                        said["attempt"] == id.to_string() && said["refused"].as_str() == expected,
+                        "expected {expected:?}, but the start was answered {said}"
+                    );
+                }
+                Ok(())
+            }
+            Call::CompleteMany { attempts, bytes, usage, .. } => {
+                for (index, (id, lease)) in attempts.iter().enumerate() {
+                    self.complete(*id, *lease, *bytes, *usage, &answer["results"][index])?;
                 }
                 Ok(())
             }
@@ -179,6 +190,8 @@ impl Model {
             Call::Claim { node, .. }
             | Call::Heartbeat { node, .. }
             | Call::Start { node, .. }
+            | Call::StartMany { node, .. }
+            | Call::CompleteMany { node, .. }
             | Call::Complete { node, .. }
             | Call::Fail { node, .. }
             | Call::Leave { node }
@@ -323,6 +336,23 @@ impl Model {
             if !named.contains(&attempt) && self.attempts[&attempt].started <= Some(before) {
                 self.end_attempt(attempt, AttemptState::Lost, "node_restarted", true, false);
             }
+        }
+    }
+
+    /// Starts an attempt, or says why not.
+    fn start(&mut self, id: Uuid, lease: Uuid) -> Option<&'static str> {
+        let attempt = self.attempts.get_mut(&id).unwrap();
+        match attempt.state {
+            AttemptState::Offered => {
+                attempt.state = AttemptState::Running;
+                attempt.lease = Some(lease);
+                attempt.started = Some(self.now);
+                self.jobs.get_mut(&attempt.job).unwrap().state = JobState::Running;
+                None
+            }
+            AttemptState::Running if attempt.lease == Some(lease) => None,
+            AttemptState::Running => Some("not_yours"),
+            _ => Some("gone"),
         }
     }
 

@@ -97,6 +97,14 @@ impl Model {
                     ensure!(offered.contains(&next), "the next attempt is not offered: {answer}");
                 }
             }
+            Call::CompleteMany { node, .. } => {
+                let offered = self.of_node(*node, AttemptState::Offered);
+                for result in answer["results"].as_array().into_iter().flatten() {
+                    let next = result["next"]["attempt"].as_str().map(|next| next.parse().unwrap());
+                    let is_offered = next.is_none_or(|next| offered.contains(&next));
+                    ensure!(is_offered, "the next attempt is not offered: {result}");
+                }
+            }
             Call::Submit(submission) => {
                 let said = serde_json::from_value::<JobState>(answer["state"].clone()).ok();
                 let state = self.jobs[&submission.job].state;
