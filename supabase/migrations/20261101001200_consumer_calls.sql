@@ -2,7 +2,8 @@
 
 -- Why a queued job waits, in a word and a sentence.
 create function infernet.waiting(p_job public.jobs) returns jsonb
-language plpgsql stable security definer set search_path = '' as $$
+language plpgsql stable security definer set search_path = ''
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
   v_settings jsonb := infernet.settings_now();
   v_quote    record;

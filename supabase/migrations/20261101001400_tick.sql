@@ -66,29 +66,39 @@ begin
   return v_count;
 end $$;
 
+-- Nodes whose lease has run out, and that are not known as offline or still have attempts. It reads all nodes
+-- at each tick, which is cheapest by reading the whole table.
+create function infernet.silent_nodes(p_now timestamptz, p_limit int) returns setof uuid
+language plpgsql stable security definer set search_path = ''
+set enable_seqscan = on set enable_hashjoin = on as $$
+begin
+  return query
+    (select n.node_id from public.providers p join public.node_liveness n on n.node_id = p.id
+     where p.status <> 'offline' and n.lease_until <= p_now limit p_limit)
+    union
+    (select n.node_id from infernet.live_attempts l join public.node_liveness n on n.node_id = l.provider_id
+     where n.lease_until <= p_now limit p_limit);
+end $$;
+
 -- Marks nodes whose lease has run out as offline, and takes their attempts back. The lease is read
 -- again under the lock: a heartbeat that came in between wins.
 create function infernet.sweep_nodes(p_now timestamptz, p_limit int) returns int
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = ''
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
   v_node    uuid;
   v_attempt public.job_attempts;
   v_job     public.jobs;
   v_count   int := 0;
 begin
-  for v_node in
-    (select n.node_id from public.providers p join public.node_liveness n on n.node_id = p.id
-     where p.status <> 'offline' and n.lease_until <= p_now limit p_limit)
-    union
-    (select n.node_id from infernet.live_attempts l join public.node_liveness n on n.node_id = l.provider_id
-     where n.lease_until <= p_now limit p_limit)
+  for v_node in select n from infernet.silent_nodes(p_now, p_limit) n
   loop
     perform from public.node_liveness n where n.node_id = v_node and n.lease_until <= p_now for update skip locked;
     continue when not found;
     update public.providers set status = 'offline' where id = v_node and status <> 'offline';
     for v_attempt in
       select a.* from infernet.live_attempts l join public.job_attempts a on a.id = l.attempt_id
-      where l.provider_id = v_node order by l.job_id limit p_limit
+      where l.provider_id = v_node order by a.job_id limit p_limit
     loop
       select * into v_job from public.jobs j where j.id = v_attempt.job_id for update skip locked;
       continue when not found or not infernet.accounts_free(v_job.consumer_id);
