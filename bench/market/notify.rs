@@ -30,6 +30,8 @@ const EVERY: Duration = Duration::from_millis(10);
 const JOBS: (usize, usize) = (200, 2000);
 /// Connections that submit in turn, so that none waits for another's answer.
 const SUBMITTERS: usize = 4;
+/// Connections on which the node runs what it hears of, so that it keeps up.
+const RUNNERS: usize = 4;
 /// How long the last notifications may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The model of the one node.
@@ -63,9 +65,14 @@ pub(crate) async fn measure(
     let mut channel = realtime.join(&format!("node:{node}"), JoinOptions::default());
     wait_joined(&mut channel).await?;
 
-    let (attempts, to_run) = mpsc::unbounded_channel();
+    drop(lane);
+    let mut attempts = Vec::with_capacity(RUNNERS);
     let mut tasks: JoinSet<Result<(), Failure>> = JoinSet::new();
-    tasks.spawn(run_attempts(lane, node, to_run));
+    for _ in 0..RUNNERS {
+        let (sender, to_run) = mpsc::unbounded_channel();
+        tasks.spawn(run_attempts(Lane::open(database, &world).await?, node, to_run));
+        attempts.push(sender);
+    }
     let mut listening: JoinSet<Result<HashMap<Uuid, Instant>, Failure>> = JoinSet::new();
     let heard = CancellationToken::new();
     listening.spawn(listen(channel, attempts, heard.clone()));
@@ -153,7 +160,7 @@ async fn submit_at_rate(
 /// Notes when each job was heard of, and passes its attempt on to be run.
 async fn listen(
     mut channel: Channel,
-    attempts: mpsc::UnboundedSender<Uuid>,
+    attempts: Vec<mpsc::UnboundedSender<Uuid>>,
     end: CancellationToken,
 ) -> Result<HashMap<Uuid, Instant>, Failure> {
     let mut heard = HashMap::new();
@@ -169,7 +176,7 @@ async fn listen(
             // One message may name several attempts.
             for (job, attempt) in named(&payload)? {
                 heard.insert(job, at);
-                attempts.send(attempt)?;
+                attempts[heard.len() % attempts.len()].send(attempt)?;
             }
         }
     }
@@ -191,7 +198,12 @@ async fn run_attempts(
     mut attempts: mpsc::UnboundedReceiver<Uuid>,
 ) -> Result<(), Failure> {
     while let Some(attempt) = attempts.recv().await {
-        let mut begun = lane.start(node, attempt).await?;
+        let mut begun = match lane.start(node, attempt).await {
+            Ok(begun) => begun,
+            // On a machine that cannot keep up it was offered elsewhere meanwhile.
+            Err(error) if is_gone(error.as_ref()) => continue,
+            Err(error) => return Err(error),
+        };
         // What is free goes to whoever waits, and is told in the answer.
         loop {
             let ended = lane.complete(node, &begun).await?;
@@ -202,6 +214,14 @@ async fn run_attempts(
         }
     }
     Ok(())
+}
+
+/// Whether the market says that an attempt is not the node's to start any more.
+fn is_gone(error: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
+    error
+        .downcast_ref::<tokio_postgres::Error>()
+        .and_then(tokio_postgres::Error::as_db_error)
+        .is_some_and(|refusal| refusal.detail() == Some("gone"))
 }
 
 /// Milliseconds to a moment, less than zero when the notification overtook the answer.
