@@ -370,7 +370,7 @@ end $$;
 
 -- One's own statement: each entry with its transfer. Row level security of the tables decides.
 create view public.ledger_statement with (security_invoker = true) as
-select t.id, t.created_at, a.kind as account, a.party_id, e.amount, e.balance_after, t.kind, t.job_id, t.memo
+select t.id, e.created_at, a.kind as account, a.party_id, e.amount, e.balance_after, t.kind, t.job_id, t.memo
 from public.ledger_entries e
 join public.ledger_transfers t on t.id = e.transfer_id
 join public.ledger_accounts a on a.id = e.account_id;
