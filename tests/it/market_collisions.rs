@@ -12,7 +12,9 @@ use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use crate::still_market::{Answer, BEGINNING, Millis, StillMarket, StillServer, completion};
+use crate::still_market::{
+    Answer, BEGINNING, Millis, StillMarket, StillServer, completion, sha256,
+};
 
 type Outcome = Result<Answer, tokio_postgres::Error>;
 
@@ -75,7 +77,7 @@ impl Arena {
         }
     }
 
-    /// Makes calls at once, each on a lane; the tick is nobody's.
+    /// Makes calls at once, each on a lane; those of nobody are the platform's own.
     async fn at_once(&mut self, calls: Vec<(Option<Uuid>, String)>) -> Vec<Outcome> {
         assert!(calls.len() <= self.lanes.len());
         let barrier = Arc::new(Barrier::new(calls.len()));
@@ -88,7 +90,7 @@ impl Arena {
                 barrier.wait().await;
                 let outcome = match subject {
                     Some(subject) => lane.try_act(subject, &call).await,
-                    None => lane.try_tick().await.map(Ok),
+                    None => lane.try_read(&format!("select to_jsonb({call})")).await,
                 };
                 (index, lane, outcome)
             });
@@ -308,8 +310,8 @@ async fn heartbeat_against_sweep(rounds: usize, weaknesses: &[Weakness]) -> Vec<
             .iter()
             .map(|(node, attempt)| (Some(*node), format!("public.heartbeat('{{{attempt}}}')")))
             .collect();
-        calls.insert(3, (None, String::new()));
-        calls.push((None, String::new()));
+        calls.insert(3, (None, "infernet.tick()".to_owned()));
+        calls.push((None, "infernet.tick()".to_owned()));
         let mut answers = arena.at_once(calls).await;
         drop(answers.remove(3));
         for ((_, attempt), answer) in running.iter().zip(answers) {
@@ -359,6 +361,55 @@ async fn heartbeat_against_sweep_goes_wrong_without_the_lock_of_the_node() {
         "perform pg_sleep(0.02);",
     )];
     assert_ne!(heartbeat_against_sweep(10, &weaknesses).await, Vec::<String>::new());
+}
+
+/// Logins of one new key and of several with the same enrolment code.
+async fn logins_with_one_code(rounds: usize, weaknesses: &[Weakness]) -> Vec<String> {
+    let mut arena = Arena::start(8, 0, 1, weaknesses).await;
+    let owner = arena.owner;
+    for round in 0..rounds {
+        let code = arena.market.act(owner, "public.make_enrolment()").await;
+        let code = code["code"].as_str().unwrap().to_owned();
+        // Four tries with one key, four with keys of their own.
+        let calls = (0..8).map(|lane: usize| {
+            let key = sha256(&format!("machine-{round}-{}", lane.saturating_sub(3)));
+            let event = sha256(&format!("login-{round}-{lane}"));
+            let at = BEGINNING / 1000;
+            let call = format!(
+                "infernet.consume_login('{event}', '{key}', {at}, 'node', 'provider', '{code}', 'x', '10.0.0.{lane}')"
+            );
+            (None, call)
+        });
+        let outcomes = arena.at_once(calls.collect()).await;
+        let mut subjects: Vec<String> = outcomes
+            .into_iter()
+            .filter_map(|outcome| Some(outcome.ok()?.ok()?["sub"].as_str()?.to_owned()))
+            .collect();
+        let let_in = subjects.len();
+        subjects.sort_unstable();
+        subjects.dedup();
+        arena.check(subjects.len() == 1, || {
+            format!("{let_in} logins became the nodes {subjects:?}")
+        });
+        if !arena.faults.is_empty() {
+            break;
+        }
+    }
+    let nodes = arena.count("public.providers").await;
+    let rounds = i64::try_from(rounds).unwrap();
+    arena.check(nodes == rounds, || format!("{rounds} codes let {nodes} nodes in"));
+    arena.end().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_enrolment_code_binds_one_key_however_many_come_at_once() {
+    assert_eq!(logins_with_one_code(10, &[]).await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn enrolments_at_once_go_wrong_without_the_lock_of_the_code() {
+    let weaknesses = [("infernet.enrol_node", "for update;", "; perform pg_sleep(0.02);")];
+    assert_ne!(logins_with_one_code(10, &weaknesses).await, Vec::<String>::new());
 }
 
 /// How a node is taken out of the market.

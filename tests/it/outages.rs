@@ -287,6 +287,21 @@ async fn an_hour_of_our_own_outage_loses_no_job_when_a_result_is_first() {
 }
 
 #[tokio::test]
+async fn an_outage_of_our_own_that_nobody_notices_loses_the_jobs() {
+    let mut fleet = Fleet::start(4).await;
+    let nodes = fleet.nodes.clone();
+    let (guard, without) = ("if p_last <> 'epoch'", "if false");
+    fleet.market.weaken("infernet.notice_outage", guard, without).await;
+    fleet.submit(12).await;
+    fleet.pass(5, &nodes).await;
+    fleet.market.pass(3_600_000).await;
+    fleet.market.tick().await;
+    assert_eq!((fleet.lost().await, fleet.offline().await), (12, 4));
+    drop(fleet.market);
+    fleet.server.stop().await;
+}
+
+#[tokio::test]
 async fn a_node_that_does_not_come_back_after_our_outage_is_lost() {
     let mut fleet = Fleet::start(4).await;
     let nodes = fleet.nodes.clone();

@@ -124,6 +124,19 @@ impl StillMarket {
         self.client.query_one(sql, &[]).await.unwrap().get(0)
     }
 
+    /// Reads one value as the owner of the schema, which may be refused.
+    pub(crate) async fn try_read(&self, sql: &str) -> Result<Answer, tokio_postgres::Error> {
+        match self.client.query_one(sql, &[]).await {
+            Ok(row) => Ok(Ok(row.get(0))),
+            Err(error) => match error.as_db_error() {
+                Some(refusal) if refusal.code().code().starts_with("PT") => {
+                    Ok(Err(refusal.detail().unwrap_or_default().to_owned()))
+                }
+                _ => Err(error),
+            },
+        }
+    }
+
     /// Moves the clock.
     pub(crate) async fn set_clock(&mut self, now: Millis) {
         self.now = now;
