@@ -161,7 +161,7 @@ impl<'a> Life<'a> {
             format!("{call:?} broke: {why}")
         })?;
         self.calls += 1;
-        let seen = look(&self.market, self.calls % 10 == 0).await;
+        let seen = look(&self.market, self.calls.is_multiple_of(10)).await;
         let followed = self.model.follow(&call, &answer, &seen);
         followed.map_err(|fault| format!("{call:?} answered {answer:?}\n  {fault}"))?;
         Ok(answer)
