@@ -212,7 +212,7 @@ create function infernet.submit_job(
   p_id uuid, p_model text, p_input jsonb, p_kind text, p_max_tokens int, p_max_cost numeric, p_deadline_secs int, p_title text,
   p_needs jsonb, p_priority int, p_delay_secs int, p_max_seconds int) returns jsonb
 language plpgsql security definer set search_path = ''
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+set plan_cache_mode = force_generic_plan set enable_bitmapscan = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
   v_user     public.users := infernet.calling_user();
   v_settings jsonb := infernet.settings_now();
@@ -335,7 +335,7 @@ end $$;
 -- Stops one's own job, and passes its slot on. Safe to repeat.
 create function infernet.cancel_job(p_job uuid) returns jsonb
 language plpgsql security definer set search_path = ''
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+set plan_cache_mode = force_generic_plan set enable_bitmapscan = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
   v_settings jsonb := infernet.settings_now();
   v_offer    uuid := infernet.stop_job(infernet.own_job(p_job, infernet.require_user(), true), v_settings);
@@ -374,7 +374,7 @@ end $$;
 -- same time to its deadline. Safe to repeat: a job that is under way again is answered as it stands.
 create function infernet.retry_job(p_job uuid) returns jsonb
 language plpgsql security definer set search_path = ''
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+set plan_cache_mode = force_generic_plan set enable_bitmapscan = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
   v_now  timestamptz := infernet.clock();
   v_user public.users := infernet.calling_user();

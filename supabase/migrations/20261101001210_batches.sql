@@ -107,7 +107,7 @@ create function infernet.submit_batch(
   p_id uuid, p_model text, p_items jsonb, p_kind text, p_max_tokens int, p_max_cost numeric, p_deadline_secs int, p_title text,
   p_needs jsonb, p_priority int, p_delay_secs int, p_max_seconds int) returns jsonb
 language plpgsql security definer set search_path = ''
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+set plan_cache_mode = force_generic_plan set enable_bitmapscan = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
   v_user     public.users := infernet.calling_user();
   v_settings jsonb := infernet.settings_now();
@@ -211,7 +211,7 @@ end $$;
 -- repeat; what has ended stays as it is.
 create function infernet.cancel_batch(p_batch uuid) returns jsonb
 language plpgsql security definer set search_path = ''
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+set plan_cache_mode = force_generic_plan set enable_bitmapscan = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
   v_batch    public.batches := infernet.own_batch(p_batch, true);
   v_now      timestamptz := infernet.clock();

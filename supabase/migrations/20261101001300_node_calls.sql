@@ -67,7 +67,7 @@ end $$;
 -- to work. An offer that is not named again is switched off. The inventory is coarse on purpose, and bounded.
 create function infernet.register_node(p_inventory jsonb, p_offers jsonb, p_version text, p_online boolean) returns jsonb
 language plpgsql security definer set search_path = ''
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+set plan_cache_mode = force_generic_plan set enable_bitmapscan = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
   v_key    infernet.keys;
   v_now    timestamptz := infernet.clock();
@@ -237,7 +237,7 @@ end $$;
 -- call it every few seconds: few statements, and nothing done where there is nothing to do.
 create function infernet.heartbeat(p_running uuid[], p_realtime boolean, p_draining boolean) returns jsonb
 language plpgsql security definer set search_path = ''
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+set plan_cache_mode = force_generic_plan set enable_bitmapscan = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
   v_now     timestamptz := infernet.clock();
   v_running uuid[] := coalesce(p_running, '{}');
@@ -286,7 +286,7 @@ end $$;
 -- is lost at once, and goes elsewhere.
 create function infernet.claim_attempts(p_running uuid[], p_restart boolean) returns jsonb
 language plpgsql security definer set search_path = ''
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+set plan_cache_mode = force_generic_plan set enable_bitmapscan = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
   v_node    public.providers := infernet.require_provider();
   v_now     timestamptz := infernet.clock();
@@ -304,7 +304,7 @@ end $$;
 -- Goes offline: what was offered or runs here is handed back, uncounted, and goes elsewhere.
 create function infernet.leave() returns jsonb
 language plpgsql security definer set search_path = ''
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+set plan_cache_mode = force_generic_plan set enable_bitmapscan = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
   v_node    public.providers := infernet.require_provider();
   v_attempt public.job_attempts;

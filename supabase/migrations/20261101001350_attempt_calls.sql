@@ -59,7 +59,7 @@ end $$;
 
 create function infernet.start_attempt(p_attempt uuid, p_lease uuid) returns jsonb
 language plpgsql security definer set search_path = ''
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+set plan_cache_mode = force_generic_plan set enable_bitmapscan = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
   v_node     public.providers := infernet.require_provider();
   v_now      timestamptz := infernet.clock();
@@ -87,7 +87,7 @@ end $$;
 -- Starts several attempts at once; each answer is what start_attempt says, or {"attempt","refused"}.
 create function infernet.start_attempts(p_attempts uuid[], p_leases uuid[]) returns jsonb
 language plpgsql security definer set search_path = ''
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+set plan_cache_mode = force_generic_plan set enable_bitmapscan = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
   v_node     public.providers := infernet.require_provider();
   v_settings jsonb := infernet.settings_now();
@@ -203,7 +203,7 @@ return infernet.price(p_attempt.price_input, p_attempt.price_output, p_attempt.p
 create function infernet.complete_attempt(
   p_attempt uuid, p_lease uuid, p_output text, p_finish text, p_usage jsonb, p_receipt jsonb) returns jsonb
 language plpgsql security definer set search_path = ''
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+set plan_cache_mode = force_generic_plan set enable_bitmapscan = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
   v_settings jsonb := infernet.settings_now();
   v_now      timestamptz := infernet.clock();
@@ -328,7 +328,7 @@ end $$;
 -- what complete_attempt says.
 create function infernet.complete_attempts(p_results jsonb) returns jsonb
 language plpgsql security definer set search_path = ''
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+set plan_cache_mode = force_generic_plan set enable_bitmapscan = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
   v_node public.providers := infernet.require_provider();
   v      record;
@@ -373,7 +373,7 @@ end $$;
 create function infernet.fail_attempt(p_attempt uuid, p_lease uuid, p_code text, p_message text, p_retry boolean)
 returns jsonb
 language plpgsql security definer set search_path = ''
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+set plan_cache_mode = force_generic_plan set enable_bitmapscan = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
   v_node    public.providers := infernet.require_provider();
   v_attempt public.job_attempts := infernet.lock_attempt(p_attempt, v_node.id);

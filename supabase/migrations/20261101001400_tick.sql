@@ -13,7 +13,7 @@ $$;
 -- Ends what has waited past its deadline.
 create function infernet.sweep_queue(p_now timestamptz, p_limit int) returns int
 language plpgsql security definer set search_path = ''
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+set plan_cache_mode = force_generic_plan set enable_bitmapscan = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
   v_row   record;
   v_count int := 0;
@@ -33,7 +33,7 @@ end $$;
 -- and not started in time, unless offers are spared until p_spared. Puts off what is due later.
 create function infernet.sweep_attempts(p_now timestamptz, p_spared timestamptz, p_limit int) returns int
 language plpgsql security definer set search_path = ''
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+set plan_cache_mode = force_generic_plan set enable_bitmapscan = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
   v_settings jsonb := infernet.settings_now();
   v_id       uuid;
@@ -116,7 +116,7 @@ end $$;
 -- more free slots than jobs, each job gets its best node; otherwise each slot the next jobs of the line.
 create function infernet.dispatch(p_after uuid, p_models int, p_limit int) returns table (dispatched int, reached uuid)
 language plpgsql security definer set search_path = ''
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+set plan_cache_mode = force_generic_plan set enable_bitmapscan = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
   v_settings jsonb := infernet.settings_now();
   v_now      timestamptz := infernet.clock();
