@@ -10,7 +10,7 @@ mod harness;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-use harness::engine::{Engine, MODEL, Pace};
+use harness::engine::{FixedRateEngine, MODEL};
 use harness::market::{Failure, Market};
 use harness::report::{Floor, Report};
 use harness::statistics::{median, millis, percentile};
@@ -32,21 +32,25 @@ async fn main() -> ExitCode {
 }
 
 async fn measure(report: &mut Report) -> Result<(), Failure> {
-    let engine = Engine::start(Pace { tokens: 1, interval: Duration::ZERO }).await?;
-    let market = Market::start(&[engine.config()]).await?;
+    let engine = FixedRateEngine::start(Duration::ZERO).await;
+    let market = Market::start(&[engine.config(1)]).await?;
     let result = run_jobs(report, &engine, &market).await;
     market.stop().await?;
     result
 }
 
-async fn run_jobs(report: &mut Report, engine: &Engine, market: &Market) -> Result<(), Failure> {
+async fn run_jobs(
+    report: &mut Report,
+    engine: &FixedRateEngine,
+    market: &Market,
+) -> Result<(), Failure> {
     let mut total = Vec::with_capacity(JOBS);
     let (mut to_database, mut to_start, mut to_engine) = (Vec::new(), Vec::new(), Vec::new());
     let (mut call, mut whole) = (Vec::new(), Vec::new());
     for number in 0..WARM_UP + JOBS {
         let prompt = format!("Dispatch number {number}, {}", uuid::Uuid::now_v7());
-        let seen = market.consumer.ask(MODEL, &prompt, 16).await?;
-        let receipt = engine.take_receipt(&prompt).ok_or("The engine saw no such prompt.")?;
+        let seen = market.consumer.ask(MODEL, &prompt, 1).await?;
+        let receipt = engine.take_record(&prompt).ok_or("The engine saw no such prompt.")?;
         if number < WARM_UP {
             continue;
         }

@@ -5,7 +5,7 @@ mod harness;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use harness::engine::{Engine, Pace};
+use harness::engine::FixedRateEngine;
 use harness::market::{Failure, Market, released_binary};
 use harness::report::{Floor, Report};
 use serde_json::json;
@@ -28,8 +28,8 @@ async fn measure(report: &mut Report) -> Result<(), Failure> {
     report.sample(json!({ "binary": "infernet", "bytes": size }));
     report.add_with_floor("binary_size", size as f64 / 1e6, "MB", Floor::AtMost(25.0));
 
-    let engine = Engine::start(Pace { tokens: 1, interval: Duration::ZERO }).await?;
-    let market = Market::start(&[engine.config()]).await?;
+    let engine = FixedRateEngine::start(Duration::ZERO).await;
+    let market = Market::start(&[engine.config(1)]).await?;
     tokio::time::sleep(REST).await;
     let memory = market.agent_pid().map(resident_bytes).transpose();
     market.stop().await?;

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use harness::direct;
-use harness::engine::{self, Engine, Pace};
+use harness::engine::{self, FixedRateEngine};
 use harness::market::{Failure, Market, Seen};
 use harness::report::{Floor, Report};
 use harness::statistics::{median, millis};
@@ -47,7 +47,7 @@ struct Pairs {
 
 /// Where an engine listens.
 enum Address<'a> {
-    Tcp(&'a Engine),
+    Tcp(&'a FixedRateEngine),
     Unix(&'a Path),
 }
 
@@ -62,9 +62,9 @@ async fn main() -> ExitCode {
 }
 
 async fn measure(report: &mut Report) -> Result<(), Failure> {
-    let engine = Engine::start(Pace { tokens: TOKENS, interval: INTERVAL }).await?;
+    let engine = FixedRateEngine::start(INTERVAL).await;
     let llama = llama_from_environment();
-    let mut models = vec![engine.config()];
+    let mut models = vec![engine.config(1)];
     models.extend(llama.as_ref().map(|(_name, config)| config.clone()));
     let market = Market::start(&models).await?;
     let result = async {
@@ -99,7 +99,7 @@ fn llama_from_environment() -> Option<(String, String)> {
 
 async fn run_fixed_rate(
     report: &mut Report,
-    engine: &Engine,
+    engine: &FixedRateEngine,
     market: &Market,
 ) -> Result<(), Failure> {
     let address = Address::Tcp(engine);
@@ -182,7 +182,7 @@ async fn ask_directly(
     let sent = Instant::now();
     let answer = match address {
         Address::Tcp(engine) => {
-            let stream = TcpStream::connect(engine.address()).await?;
+            let stream = TcpStream::connect(engine.address).await?;
             stream.set_nodelay(true)?;
             direct::ask(stream, model, prompt, tokens).await?
         }
