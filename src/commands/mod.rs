@@ -11,6 +11,7 @@ mod completion;
 mod doctor;
 #[cfg(feature = "stack")]
 mod down;
+mod gpu;
 mod init;
 mod job;
 mod join;
@@ -138,6 +139,8 @@ enum Command {
     Node(node::Args),
     /// Act as an operator of the control plane
     Operator(operator::Args),
+    /// Show processors, memory and GPUs of this machine
+    Gpu(gpu::Args),
     /// Look at everything that must be right, and say what is not
     Doctor(doctor::Args),
     /// Print a script that completes commands in a shell
@@ -179,6 +182,7 @@ impl Command {
             Self::Owner(args) => owner::run(args, &context).await,
             Self::Node(args) => node::run(args, &context).await,
             Self::Doctor(args) => Box::pin(doctor::run(&args, &context)).await,
+            Self::Gpu(args) => gpu::run(&args, &context).await,
             Self::Operator(args) => operator::run(args, &context).await,
             Self::Start(args) => start::run(&args, &context).await,
             Self::Stop(args) => stop::run(&args, &context).await,

@@ -66,6 +66,8 @@ mod engine_endpoint;
 mod engine_image;
 mod engine_llama;
 mod engine_sandbox;
+#[cfg(feature = "stack")]
+mod hardware;
 
 #[cfg(feature = "stack")]
 mod actors;
