@@ -22,6 +22,10 @@ unit *filter:
 pgtap *arguments:
     scripts/pgtap {{ arguments }}
 
+# Kill, stop, cut and fill at random moments while jobs run, and print what came of it
+chaos *arguments:
+    scripts/chaos {{ arguments }}
+
 # Measure: dispatch, overhead, footprint or market
 bench name *arguments:
     scripts/bench {{ name }} {{ arguments }}

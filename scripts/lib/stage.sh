@@ -61,6 +61,15 @@ count_pgtap() {
   awk '/^ok [0-9]+/ { p++ } /^not ok [0-9]+/ { f++ } END { print p + 0, f + 0 }' "$1"
 }
 
+# chaos: a row a fault, which ends in its verdict
+count_chaos() {
+  awk '
+    / verdict$/ { rows = 1; next }
+    rows && $NF == "ok" { p++ }
+    rows && $NF ~ /^(FAILED|UNTESTED|BROKEN)$/ { f++ }
+    END { print p + 0, f + 0 }' "$1"
+}
+
 # Deno: "ok | 12 passed | 0 failed (1s)"
 count_deno() {
   sed 's/\x1b\[[0-9;]*m//g' "$1" | awk '

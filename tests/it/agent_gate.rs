@@ -1,13 +1,14 @@
 //! A gate before a control plane that can make its Realtime, or all of it,
 //! fail in the ways that real ones do.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
 /// How the gate treats connections.
@@ -30,6 +31,8 @@ pub(crate) enum Gate {
 pub(crate) struct ControlGate {
     pub(crate) address: SocketAddr,
     mode: Arc<AtomicU8>,
+    /// Each open connection to Realtime listens here for its end.
+    cuts: watch::Sender<()>,
     server: JoinHandle<()>,
 }
 
@@ -40,21 +43,28 @@ impl Drop for ControlGate {
 }
 
 impl ControlGate {
-    /// Binds the gate to a free port; connections go to `upstream` later.
-    pub(crate) async fn bind(mode: Gate) -> (Self, tokio::sync::oneshot::Sender<SocketAddr>) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    /// Binds the gate to a free port of an address of this machine; connections go to
+    /// `upstream` later.
+    pub(crate) async fn bind(
+        mode: Gate,
+        ip: IpAddr,
+    ) -> (Self, tokio::sync::oneshot::Sender<SocketAddr>) {
+        let listener = TcpListener::bind((ip, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(AtomicU8::new(mode as u8));
         let (sender, upstream) = tokio::sync::oneshot::channel();
         let mode = Arc::clone(&shared);
+        let cuts = watch::Sender::new(());
+        let cutting = cuts.clone();
         let server = tokio::spawn(async move {
             let Ok(upstream) = upstream.await else { return };
             let mut connections = JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
-                connections.spawn(pass(client, upstream, Arc::clone(&mode)));
+                let cut = cutting.clone();
+                connections.spawn(pass(client, upstream, Arc::clone(&mode), cut));
             }
         });
-        (Self { address, mode: shared, server }, sender)
+        (Self { address, mode: shared, cuts, server }, sender)
     }
 
     /// Returns the URL of the control plane behind the gate.
@@ -66,9 +76,21 @@ impl ControlGate {
     pub(crate) fn set(&self, mode: Gate) {
         self.mode.store(mode as u8, Ordering::Relaxed);
     }
+
+    /// Cuts the open connections to Realtime; returns how many there were.
+    pub(crate) fn cut_realtime(&self) -> usize {
+        let open = self.cuts.receiver_count();
+        self.cuts.send_replace(());
+        open
+    }
 }
 
-async fn pass(mut client: TcpStream, upstream: SocketAddr, mode: Arc<AtomicU8>) {
+async fn pass(
+    mut client: TcpStream,
+    upstream: SocketAddr,
+    mode: Arc<AtomicU8>,
+    cuts: watch::Sender<()>,
+) {
     let is = |gate: Gate| mode.load(Ordering::Relaxed) == gate as u8;
     if is(Gate::Shut) {
         return;
@@ -83,7 +105,9 @@ async fn pass(mut client: TcpStream, upstream: SocketAddr, mode: Arc<AtomicU8>) 
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
+    let mut cut = None;
     if &first == b"GET /realtime/" {
+        cut = Some(cuts.subscribe());
         if is(Gate::RealtimeRefused) {
             return;
         }
@@ -109,6 +133,12 @@ async fn pass(mut client: TcpStream, upstream: SocketAddr, mode: Arc<AtomicU8>) 
     let _nodelay = client.set_nodelay(true).and_then(|()| server.set_nodelay(true));
     tokio::select! {
         _ended = copy_bidirectional(&mut client, &mut server) => {}
+        () = async {
+            match &mut cut {
+                Some(cut) => drop(cut.changed().await),
+                None => std::future::pending().await,
+            }
+        } => {}
         () = async {
             while !is(Gate::Shut) {
                 tokio::time::sleep(Duration::from_millis(20)).await;

@@ -2,6 +2,7 @@
 //! consumer, as real processes of the built binary in directories of their own.
 
 use std::fs::{self, File};
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output, Stdio};
@@ -46,6 +47,11 @@ impl Process {
     pub(crate) fn kill_9(&mut self) {
         self.signal(Signal::SIGKILL);
         self.child.wait().unwrap();
+    }
+
+    /// Says whether it has not ended.
+    pub(crate) fn runs(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
     }
 
     /// Waits until it has ended by itself.
@@ -95,7 +101,21 @@ impl Drop for Process {
 
 /// The built binary with the folders of one actor.
 pub(crate) fn program(folder: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_infernet"));
+    program_in(None, folder)
+}
+
+/// The same in a network namespace of this machine.
+fn program_in(namespace: Option<&str>, folder: &Path) -> Command {
+    let binary = env!("CARGO_BIN_EXE_infernet");
+    let mut command = match namespace {
+        // It becomes the program, under the same process id.
+        Some(name) => {
+            let mut command = Command::new("ip");
+            command.args(["netns", "exec", name, binary]);
+            command
+        }
+        None => Command::new(binary),
+    };
     for (name, _value) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("INFERNET_") && name != "INFERNET_POSTGRES_BIN" {
             command.env_remove(name);
@@ -131,6 +151,8 @@ pub(crate) struct World {
     url: String,
     port: u16,
     publishable_key: String,
+    /// Where its database is reached as the owner of the schema, password included.
+    pub(crate) database_url: String,
     root: TempDir,
 }
 
@@ -142,18 +164,23 @@ impl World {
 
     /// Starts a control plane whose nodes reach it through a gate only.
     pub(crate) async fn start_behind(gate: Gate) -> Self {
-        Self::start_with(Some(gate)).await
+        Self::start_with(Some((gate, Ipv4Addr::LOCALHOST.into()))).await
     }
 
-    async fn start_with(gate: Option<Gate>) -> Self {
+    /// The same with a gate at another address of this machine.
+    pub(crate) async fn start_behind_at(gate: Gate, ip: IpAddr) -> Self {
+        Self::start_with(Some((gate, ip))).await
+    }
+
+    async fn start_with(gate: Option<(Gate, IpAddr)>) -> Self {
         install_tls_provider();
         let root = tempfile::Builder::new().prefix("infernet-it.").tempdir().unwrap();
         // PostgreSQL runs as another user when we are root.
         fs::set_permissions(root.path(), fs::Permissions::from_mode(0o711)).unwrap();
         copy_template(&root.path().join("control")).await;
         let (gate, upstream) = match gate {
-            Some(mode) => {
-                let (gate, upstream) = ControlGate::bind(mode).await;
+            Some((mode, ip)) => {
+                let (gate, upstream) = ControlGate::bind(mode, ip).await;
                 (Some(gate), Some(upstream))
             }
             None => (None, None),
@@ -162,6 +189,7 @@ impl World {
         let (control, printed) = start_control(root.path(), 0, public.as_deref()).await;
         let field = |name: &str| printed[name].as_str().unwrap().to_owned();
         let (url, publishable_key) = (field("API_URL"), field("PUBLISHABLE_KEY"));
+        let database_url = field("DB_URL");
         let port = url::Url::parse(&url).unwrap().port().unwrap();
         if let Some(upstream) = upstream {
             upstream.send(([127, 0, 0, 1], port).into()).unwrap();
@@ -169,7 +197,7 @@ impl World {
         let (plane, _info) = ControlPlane::discover(&url, PlainHttp::PrivateOnly).await.unwrap();
         let keys = Keys::load(&root.path().join("control/operator.key")).unwrap();
         let operator = Rpc::new(Session::new(plane.clone(), keys, LoginKind::User));
-        Self { control, plane, operator, gate, url, port, publishable_key, root }
+        Self { control, plane, operator, gate, url, port, publishable_key, database_url, root }
     }
 
     /// Starts the control plane again, at the same place, on the same data.
@@ -295,8 +323,13 @@ pub(crate) struct Node {
 impl Node {
     /// Starts the agent in the foreground, as a child of the test.
     pub(crate) fn spawn(&self, arguments: &[&str]) -> Process {
+        self.spawn_in(None, arguments)
+    }
+
+    /// The same in a network namespace of this machine.
+    pub(crate) fn spawn_in(&self, namespace: Option<&str>, arguments: &[&str]) -> Process {
         let log = self.folder.join("agent.log");
-        let child = program(&self.folder)
+        let child = program_in(namespace, &self.folder)
             .args(["start", "--foreground"])
             .args(arguments)
             .stdout(Stdio::null())

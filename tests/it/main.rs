@@ -9,6 +9,7 @@ mod agent_engine;
 #[cfg(feature = "stack")]
 mod agent_faults;
 #[cfg(feature = "stack")]
+#[allow(dead_code, reason = "tests/chaos uses the rest")]
 mod agent_gate;
 #[cfg(feature = "stack")]
 mod agent_jobs;
@@ -17,6 +18,7 @@ mod agent_llama;
 #[cfg(feature = "stack")]
 mod agent_start;
 #[cfg(feature = "stack")]
+#[allow(dead_code, reason = "tests/chaos uses the rest")]
 mod agent_world;
 
 #[cfg(feature = "stack")]

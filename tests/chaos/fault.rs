@@ -1,0 +1,141 @@
+//! The faults, and how each is brought about.
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use nix::sys::signal::Signal;
+
+use super::field::{Field, LEASE};
+use super::wire::Cut;
+
+/// What goes wrong in a row.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Fault {
+    /// The agent is killed, and started again within a lease.
+    AgentKilled,
+    /// The agent stands still for ten leases.
+    AgentStopped,
+    /// Docker is stopped or killed, and started again.
+    DockerRestarted,
+    /// The engine's container is killed.
+    EngineKilled,
+    /// All websockets break.
+    SocketCut,
+    /// The control plane and its PostgreSQL are killed and started again.
+    ControlRestarted,
+    /// A node's network is away for five leases.
+    NetworkCut,
+    /// The disk of a node's journal is full for a while; the agent may be killed then.
+    DiskFull,
+}
+
+/// When a fault struck.
+pub(crate) struct Strike {
+    /// By the clock that the control plane has too.
+    pub(crate) at: Timestamp,
+    /// The same for differences.
+    pub(crate) began: Instant,
+    /// When the cause was gone.
+    pub(crate) over: Instant,
+    /// Whether what was to be hit was there.
+    pub(crate) took: bool,
+}
+
+impl Fault {
+    /// All of them, in the order of the table.
+    pub(crate) const ALL: [Self; 8] = [
+        Self::AgentKilled,
+        Self::AgentStopped,
+        Self::DockerRestarted,
+        Self::EngineKilled,
+        Self::SocketCut,
+        Self::ControlRestarted,
+        Self::NetworkCut,
+        Self::DiskFull,
+    ];
+
+    /// Its name in the table.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::AgentKilled => "agent-killed",
+            Self::AgentStopped => "agent-stopped",
+            Self::DockerRestarted => "docker-restarted",
+            Self::EngineKilled => "engine-killed",
+            Self::SocketCut => "websocket-cut",
+            Self::ControlRestarted => "control-restarted",
+            Self::NetworkCut => "network-cut",
+            Self::DiskFull => "journal-full",
+        }
+    }
+
+    /// The nodes of its market. Where a node is away for longer than its lease there is
+    /// another one, which takes over; elsewhere the node has to recover by itself.
+    pub(crate) fn nodes(self) -> &'static [&'static str] {
+        match self {
+            Self::AgentKilled | Self::AgentStopped | Self::NetworkCut => &["attic", "cellar"],
+            _ => &["attic"],
+        }
+    }
+
+    /// How long a round takes at least, for doing the longest first.
+    pub(crate) fn length(self) -> Duration {
+        match self {
+            Self::AgentStopped => 10 * LEASE,
+            Self::NetworkCut => 5 * LEASE,
+            _ => LEASE,
+        }
+    }
+
+    /// Brings the fault about, and takes its cause away again.
+    pub(crate) async fn strike(self, field: &mut Field, rng: &mut fastrand::Rng) -> Strike {
+        let mut moment = |most: Duration| most.mul_f64(rng.f64());
+        let (at, began) = (Timestamp::now(), Instant::now());
+        let mut took = true;
+        match self {
+            Self::AgentKilled => {
+                field.agents[0].kill_9();
+                tokio::time::sleep(moment(LEASE)).await;
+                field.agents[0] = field.spawn(0);
+            }
+            Self::AgentStopped => {
+                field.agents[0].signal(Signal::SIGSTOP);
+                tokio::time::sleep(10 * LEASE).await;
+                field.agents[0].signal(Signal::SIGCONT);
+            }
+            Self::DockerRestarted => {
+                let signal = if rng.bool() { Signal::SIGTERM } else { Signal::SIGKILL };
+                field.docker.restart(signal, LEASE.mul_f64(rng.f64() / 4.0)).await;
+            }
+            Self::EngineKilled => {
+                let engines = field.docker.containers(false);
+                took = engines.first().is_some_and(|engine| field.docker.kill_container(engine));
+            }
+            Self::SocketCut => {
+                took = field.world.gate.as_ref().is_some_and(|gate| gate.cut_realtime() > 1);
+            }
+            Self::ControlRestarted => {
+                field.kill_control();
+                tokio::time::sleep(moment(LEASE / 2)).await;
+                field.world.restart_control().await;
+            }
+            Self::NetworkCut => {
+                let cut = if rng.bool() { Cut::Whole } else { Cut::Answers };
+                let wire = field.wire.as_ref().expect("the row has a wire");
+                wire.cut(cut);
+                tokio::time::sleep(5 * LEASE).await;
+                wire.mend(cut);
+            }
+            Self::DiskFull => {
+                took = field.disk.as_ref().is_some_and(super::field::Disk::fill);
+                tokio::time::sleep(moment(LEASE / 2)).await;
+                if rng.bool() {
+                    field.agents[0].kill_9();
+                    field.agents[0] = field.spawn(0);
+                }
+                tokio::time::sleep(LEASE.mul_f64(rng.f64())).await;
+                field.disk.as_ref().expect("the row has a disk").clear();
+            }
+        }
+        Strike { at, began, over: Instant::now(), took }
+    }
+}
