@@ -24,6 +24,7 @@ pub use self::raw::{RawConfig, RawControl, RawDocker, RawModel, RawNode};
 pub(crate) use self::raw::{check_model_name, check_node_name};
 use crate::control::rpc::OfferedModel;
 use crate::control::{BaseUrl, PlainHttp};
+use crate::engine::escapes::KnownEscapes;
 use crate::money::Usd;
 
 /// Where Docker listens unless told otherwise.
@@ -99,6 +100,9 @@ pub struct Overrides {
     /// Docker's socket (`INFERNET_DOCKER_SOCKET`, or `DOCKER_HOST` with a
     /// `unix://` URL).
     pub docker_socket: Option<PathBuf>,
+    /// What is done about known ways out of containers
+    /// (`--accept-known-escapes`).
+    pub known_escapes: Option<KnownEscapes>,
 }
 
 /// The configuration, checked.
@@ -173,6 +177,8 @@ impl fmt::Display for NodeRole {
 pub struct DockerConfig {
     /// The socket of Docker or Podman.
     pub socket: PathBuf,
+    /// What is done about known ways out of containers.
+    pub known_escapes: KnownEscapes,
 }
 
 /// A model that this node serves and what it asks for it.
@@ -264,6 +270,9 @@ impl Config {
         }
         if let Some(socket) = &overrides.docker_socket {
             self.docker.socket.clone_from(socket);
+        }
+        if let Some(known_escapes) = overrides.known_escapes {
+            self.docker.known_escapes = known_escapes;
         }
         Ok(())
     }

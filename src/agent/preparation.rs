@@ -10,6 +10,7 @@ use crate::config::{Config, Directories, ModelConfig, ModelSource, NodeConfig};
 use crate::control::ControlPlane;
 use crate::control::rpc::{Inventory, OfferedModel};
 use crate::engine::docker::ContainerHost;
+use crate::engine::escapes::{self, KnownEscapes, Machine};
 use crate::engine::{Catalogue, EngineConfig, EngineError, EngineKind, EnginePool, ServedModel};
 use crate::hardware;
 use crate::identity::Keys;
@@ -45,7 +46,7 @@ pub async fn prepare(
     }
     // The pool says what it removed.
     engines.remove_leftovers().await?;
-    check_images(&engines, &catalogue, &socket).await?;
+    check_containers(&engines, &catalogue, &socket, config.docker().known_escapes).await?;
     Ok(AgentOptions {
         control,
         keys,
@@ -100,11 +101,13 @@ fn inventory(node: &NodeConfig) -> Inventory {
     }
 }
 
-/// Says which image is not on this machine, before a consumer waits for it.
-async fn check_images(
+/// Says which image is not on this machine, before a consumer waits for it, and that
+/// what contains containers here is too old for strangers' prompts.
+async fn check_containers(
     engines: &EnginePool,
     catalogue: &Catalogue,
     socket: &str,
+    known_escapes: KnownEscapes,
 ) -> Result<(), EngineError> {
     let mut entries = Vec::new();
     for model in engines.models() {
@@ -116,6 +119,14 @@ async fn check_images(
         return Ok(());
     }
     let host = ContainerHost::connect(Some(socket)).await?;
+    let machine = Machine::look(&host.versions().await?).await;
+    let openings = escapes::judge(&machine);
+    if let Some(found) = escapes::refusal(&openings, known_escapes) {
+        return Err(EngineError::KnownEscapes { found });
+    }
+    for opening in openings {
+        tracing::warn!(cve = opening.escape.cve, "{opening}");
+    }
     for entry in entries {
         if host.image(&entry.image).await?.is_none() {
             return Err(EngineError::ImageMissing {

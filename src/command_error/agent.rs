@@ -30,7 +30,15 @@ impl From<EngineError> for CommandError {
             | EngineError::Stopping => Kind::Unavailable,
             _ => Kind::Config,
         };
-        Self::new(kind, error)
+        let hint = matches!(error, EngineError::KnownEscapes { .. }).then_some(
+            "Update what is named. To serve all the same, at the risk of this machine: infernet \
+             start --accept-known-escapes",
+        );
+        let failure = Self::new(kind, error);
+        match hint {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
     }
 }
 

@@ -20,6 +20,7 @@ use crate::control::session::{LoginKind, Session};
 use crate::control::{ControlPlane, PlainHttp};
 use crate::engine::Catalogue;
 use crate::engine::docker::ContainerHost;
+use crate::engine::escapes::{self, KnownEscapes, Machine};
 use crate::identity::Keys;
 
 /// How long one look at something away may take.
@@ -309,6 +310,7 @@ async fn engines(
         Err(_slow) => return findings.failure(slow("Docker")),
     };
     findings.ok(format!("Docker answers at {}.", config.docker().socket.display()))?;
+    containment(&host, config.docker().known_escapes, findings).await?;
     engines.sort_unstable();
     engines.dedup();
     for engine in engines {
@@ -332,6 +334,41 @@ async fn engines(
             )?,
             Ok(Err(error)) => findings.failure(error)?,
             Err(_slow) => findings.failure(slow("Docker"))?,
+        }
+    }
+    Ok(())
+}
+
+/// Looks for known ways out of containers.
+async fn containment(
+    host: &ContainerHost,
+    policy: KnownEscapes,
+    findings: &mut Findings<'_>,
+) -> Result<(), CommandError> {
+    let reported = match timeout(LOOK_TIME, host.versions()).await {
+        Ok(Ok(reported)) => reported,
+        Ok(Err(error)) => return findings.failure(error),
+        Err(_slow) => return findings.failure(slow("Docker")),
+    };
+    let machine = Machine::look(&reported).await;
+    let openings = escapes::judge(&machine);
+    for component in &machine.components {
+        let known = escapes::known().iter().filter(|escape| escape.component == component.name);
+        let open = openings.iter().filter(|opening| opening.escape.component == component.name);
+        let (known, open) = (known.count(), open.count());
+        if open == 0 {
+            findings.ok(format!(
+                "{} {} has closed the known ways out of containers ({known}).",
+                component.name, component.version
+            ))?;
+        }
+    }
+    for opening in &openings {
+        if opening.is_refused(policy) {
+            let failure = CommandError::user(opening.to_string()).hint(opening.advice());
+            findings.failure(failure)?;
+        } else {
+            findings.warning(opening.to_string(), &opening.advice())?;
         }
     }
     Ok(())

@@ -222,6 +222,7 @@ impl Context {
                 publishable_key: global.publishable_key.clone().filter(|key| !key.is_empty()),
                 log: global.log.clone().filter(|log| !log.is_empty()),
                 docker_socket: docker_socket(),
+                known_escapes: None,
             },
         })
     }

@@ -11,6 +11,7 @@ use super::Context;
 use crate::agent::process::{self, PidFile, ProcessFiles, Readiness};
 use crate::agent::{Agent, Introduction, Stop, prepare};
 use crate::command_error::{CommandError, RelayedError};
+use crate::engine::escapes::KnownEscapes;
 use crate::identity::Keys;
 
 /// How long the background agent may take until it is ready: checking the
@@ -29,6 +30,9 @@ pub(crate) struct Args {
     /// Let running jobs finish for so long when told to stop
     #[arg(long, value_name = "SECONDS")]
     grace: Option<u64>,
+    /// Start even if a container could be left in a known way (see infernet doctor)
+    #[arg(long)]
+    accept_known_escapes: bool,
     /// Be the background agent of another infernet start
     #[arg(long, hide = true, conflicts_with = "foreground")]
     in_background: bool,
@@ -86,6 +90,11 @@ async fn serve(
     files: ProcessFiles,
     ready: impl FnOnce(&Introduction) -> Result<(), CommandError>,
 ) -> Result<(), CommandError> {
+    let mut context = context.clone();
+    if args.accept_known_escapes {
+        context.overrides.known_escapes = Some(KnownEscapes::Accept);
+    }
+    let context = &context;
     let config = context.config()?;
     let node = config.node()?;
     let keys = Keys::load(&context.directories.node_key())?;

@@ -15,6 +15,7 @@ use super::{
     ModelSource, NodeConfig, NodeRole,
 };
 use crate::control::{BaseUrl, PlainHttp};
+use crate::engine::escapes::KnownEscapes;
 use crate::money::Usd;
 
 /// `config.toml`, key by key. Unknown keys are errors.
@@ -87,6 +88,9 @@ pub struct RawDocker {
     /// The socket.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub socket: Option<PathBuf>,
+    /// What is done about known ways out of containers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub known_escapes: Option<KnownEscapes>,
 }
 
 /// `[[model]]`.
@@ -175,6 +179,11 @@ impl RawConfig {
                 grace: node.grace_secs.map_or(GRACE, |secs| Duration::from_secs(u64::from(secs))),
             }),
             docker: DockerConfig {
+                known_escapes: self
+                    .docker
+                    .as_ref()
+                    .and_then(|docker| docker.known_escapes)
+                    .unwrap_or_default(),
                 socket: self
                     .docker
                     .and_then(|docker| docker.socket)
@@ -245,7 +254,10 @@ pub(super) fn every_key() -> RawConfig {
             labels: vec![String::new()],
             grace_secs: Some(1),
         }),
-        docker: Some(RawDocker { socket: Some(PathBuf::new()) }),
+        docker: Some(RawDocker {
+            socket: Some(PathBuf::new()),
+            known_escapes: Some(KnownEscapes::Refuse),
+        }),
         models: vec![RawModel {
             name: Spanned::new(0..0, String::new()),
             engine: String::new(),

@@ -152,6 +152,16 @@ impl ContainerHost {
         }
     }
 
+    /// Returns what the daemon says that it and its parts are: names and versions.
+    ///
+    /// # Errors
+    /// [`EngineError::Docker`].
+    pub async fn versions(&self) -> Result<Vec<(String, String)>, EngineError> {
+        let version = call("tell its version", self.docker.version()).await?;
+        let components = version.components.unwrap_or_default().into_iter();
+        Ok(components.map(|component| (component.name, component.version)).collect())
+    }
+
     /// Finds an image by its name or id; `None` when it is not on this machine.
     ///
     /// # Errors

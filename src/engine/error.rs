@@ -58,6 +58,12 @@ pub enum EngineError {
         /// What is missing, in words.
         missing: String,
     },
+    /// A known way out of containers is open on this machine.
+    #[error("No container is started here, because one could be left:\n{found}")]
+    KnownEscapes {
+        /// Each way out with its remedy, a line each.
+        found: String,
+    },
     /// A call to Docker failed or took too long.
     #[error("Docker could not {action}: {reason}")]
     Docker {

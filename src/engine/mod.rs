@@ -5,7 +5,9 @@
 //! grow, [`docker`] talks to Docker or Podman, [`pool`] hands out engines and
 //! `supervisor` starts them on demand, keeps them warm and restarts them, [`openai`] speaks to them and streams their
 //! answers over the connections of [`transport`], [`model_file`] knows the digests of
-//! models, [`error`] names what goes wrong.
+//! models, [`escapes`] knows
+//! the ways out of containers that this machine has not closed, [`error`] names what goes
+//! wrong.
 //!
 //! The agent uses [`EnginePool`] alone. Nothing here knows of jobs, prices or control
 //! planes: a request comes in as JSON, an answer goes out as text.
@@ -17,6 +19,7 @@
 pub mod catalogue;
 pub mod docker;
 pub mod error;
+pub mod escapes;
 pub mod model_file;
 pub mod openai;
 pub mod pool;

@@ -65,6 +65,8 @@ mod cli;
 #[cfg(feature = "stack")]
 mod consumer;
 mod engine_endpoint;
+#[cfg(feature = "stack")]
+mod engine_escapes;
 mod engine_image;
 mod engine_llama;
 mod engine_sandbox;
