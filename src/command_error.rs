@@ -26,6 +26,7 @@ use serde_json::json;
 
 pub use self::relay::RelayedError;
 use crate::config::ConfigError;
+use crate::control::lookup::{LookupError, Subject};
 use crate::control::rpc::{Refusal, RpcError};
 use crate::control::session::SessionError;
 use crate::control::{BaseUrlError, ControlError};
@@ -319,6 +320,33 @@ impl From<RpcError> for CommandError {
     }
 }
 
+impl From<LookupError> for CommandError {
+    fn from(error: LookupError) -> Self {
+        match error {
+            LookupError::Rpc(error) => error.into(),
+            LookupError::None { subject, .. } => Self::new(Kind::User, error)
+                .word(format!("unknown_{subject}"))
+                .hint(listing(subject)),
+            LookupError::Several { ref ids, .. } => {
+                let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+                Self::new(Kind::User, error)
+                    .word("ambiguous_id")
+                    .hint(format!("Write more of it: {}", ids.join(", ")))
+            }
+        }
+    }
+}
+
+/// Says where ids of a kind are listed.
+fn listing(subject: Subject) -> &'static str {
+    match subject {
+        Subject::Job => "See: infernet job ls",
+        Subject::Batch => "See: infernet batch ls",
+        Subject::Node => "See: infernet node ls",
+        Subject::Command => "See: infernet node show NODE",
+    }
+}
+
 fn refusal_kind(refusal: &Refusal, passing: bool) -> Kind {
     match refusal.word() {
         Some("not_signed_in") => Kind::NotSignedIn,
@@ -380,7 +408,9 @@ impl From<io::Error> for CommandError {
 
 impl From<clap::Error> for CommandError {
     fn from(error: clap::Error) -> Self {
-        Self::new(Kind::Usage, error)
+        let text = error.render().to_string();
+        let text = text.trim();
+        Self::new(Kind::Usage, text.strip_prefix("error: ").unwrap_or(text))
     }
 }
 

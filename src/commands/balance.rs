@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::Context;
 use super::job::ledger;
-use super::output::columns;
+use super::table::Table;
 use crate::command_error::CommandError;
 
 /// The arguments of `infernet balance`.
@@ -32,15 +32,14 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), CommandErr
         context.output.object(&json!({"balance": balance, "ledger": statement}))?;
         return Ok(());
     }
-    let row = |name: &str, amount: crate::money::Usd| vec![name.to_owned(), amount.to_string()];
-    context.output.line(&columns(&[
-        row("available", balance.available),
-        row("held", balance.held),
-        row("earned", balance.earned),
-    ]))?;
+    let output = context.output;
+    let mut sheet = Table::sheet();
+    sheet.fact("available", balance.available);
+    sheet.fact("held", balance.held);
+    sheet.fact("earned", balance.earned);
+    output.line(&sheet.text(&output))?;
     if let Some(statement) = statement {
-        context.output.line("")?;
-        context.output.line(&ledger(&statement))?;
+        output.line(&format!("\n{}", ledger(&statement, &output)))?;
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use super::Context;
+use super::table::Tone;
 use crate::agent::clock;
 use crate::command_error::{CommandError, Kind};
 use crate::config::{Config, ModelSource};
@@ -60,7 +61,10 @@ impl Findings<'_> {
     fn add(&mut self, finding: Finding) -> Result<(), CommandError> {
         let output = self.context.output;
         if !output.is_json() {
-            output.line(&format!("{:<8} {}", finding.level.as_str(), finding.what))?;
+            let level = finding.level.as_str();
+            let tone = Tone::of_state(level);
+            let level = tone.paint(&format!("{level:<8}"), &output);
+            output.line(&format!("{level} {}", finding.what))?;
             if let Some(hint) = finding.hint.as_ref().filter(|_| finding.level > FindingLevel::Ok) {
                 output.line(&format!("{:<8} {hint}", ""))?;
             }

@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 use super::Context;
-use super::output::columns;
+use super::output::Output;
+use super::table::{Cell, Table, cell};
 use crate::command_error::{CommandError, Kind};
 use crate::hardware::host::Host;
 use crate::hardware::{self, Card, GpuReport};
@@ -45,7 +46,7 @@ pub(crate) async fn run(_args: &Args, context: &Context) -> Result<(), CommandEr
         );
         return Ok(());
     }
-    context.output.line(&describe_gpus(&report.gpus))?;
+    context.output.line(&describe_gpus(&report.gpus, &context.output))?;
     Ok(())
 }
 
@@ -61,20 +62,20 @@ fn describe_host(host: &Host) -> String {
 }
 
 /// Describes the cards in a table, and what is wrong with them below it.
-fn describe_gpus(report: &GpuReport) -> String {
+fn describe_gpus(report: &GpuReport, output: &Output) -> String {
     let heading = ["gpu", "model", "memory", "use", "temperature", "power", "condition"];
-    let mut rows = vec![heading.map(str::to_owned).to_vec()];
+    let mut table = Table::new(&heading);
     for card in &report.cards {
-        rows.push(row(card));
+        table.row(row(card));
         for (number, part) in card.instances.iter().enumerate() {
-            rows.push(vec![
-                format!("{}/{number}", card.index),
-                part.name.clone(),
-                format!("{} of {}", size(part.memory_used_bytes), size(part.memory_bytes)),
+            table.row(vec![
+                cell(format!("{}/{number}", card.index)),
+                cell(&part.name),
+                cell(format!("{} of {}", size(part.memory_used_bytes), size(part.memory_bytes))),
             ]);
         }
     }
-    let mut text = columns(&rows);
+    let mut text = table.text(output);
     for card in &report.cards {
         for complaint in &card.complaints {
             text.push_str(&format!("\nGPU {} is {}: {complaint}", card.index, card.condition));
@@ -86,8 +87,8 @@ fn describe_gpus(report: &GpuReport) -> String {
     text
 }
 
-fn row(card: &Card) -> Vec<String> {
-    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+fn row(card: &Card) -> Vec<Cell> {
+    let or_dash = |text: Option<String>| cell(text.unwrap_or_else(|| "-".to_owned()));
     let memory = match (card.memory_used_bytes, card.memory_bytes) {
         (Some(used), Some(all)) => Some(format!("{} of {}", size(used), size(all))),
         _ => None,
@@ -98,17 +99,17 @@ fn row(card: &Card) -> Vec<String> {
         _ => None,
     };
     vec![
-        card.index.to_string(),
+        cell(card.index),
         or_dash(card.name.clone()),
         or_dash(memory),
         if card.partitioned {
-            "MIG".to_owned()
+            cell("MIG")
         } else {
             or_dash(card.use_percent.map(|percent| format!("{percent} %")))
         },
         or_dash(card.temperature_celsius.map(|degrees| format!("{degrees} °C"))),
         or_dash(power),
-        card.condition.to_string(),
+        cell(card.condition),
     ]
 }
 
@@ -173,7 +174,7 @@ mod tests {
             driver: Some("550.54.15".to_owned()),
             cards: vec![card(0, "NVIDIA GeForce RTX 4090"), partitioned, lost],
         };
-        insta::assert_snapshot!(describe_gpus(&report));
+        insta::assert_snapshot!(describe_gpus(&report, &Output::of_terminal(200, false)));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::SubscriberBuilder;
 
+use super::output::colour_is_wanted;
 use crate::command_error::{CommandError, Kind};
 
 /// Starts logging with a filter such as `info` or `infernet=debug,warn`.
@@ -14,7 +15,7 @@ pub(super) fn start(filter: &str) -> Result<(), CommandError> {
         CommandError::new(Kind::Config, error)
             .hint("Use error, warn, info, debug or trace, or a filter such as infernet=debug,warn.")
     })?;
-    let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let colour = io::stderr().is_terminal() && colour_is_wanted();
     let builder = SubscriberBuilder::default()
         .with_env_filter(filter)
         .with_writer(io::stderr)

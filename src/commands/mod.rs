@@ -12,6 +12,8 @@ mod doctor;
 #[cfg(feature = "stack")]
 mod down;
 mod gpu;
+#[cfg(all(test, feature = "stack"))]
+mod help;
 mod init;
 mod job;
 mod join;
@@ -25,9 +27,11 @@ mod owner;
 mod prompt;
 mod register;
 mod run;
+mod screen;
 mod start;
 mod status;
 mod stop;
+mod table;
 #[cfg(feature = "stack")]
 mod up;
 mod verify;
@@ -285,8 +289,14 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         bug.report(false);
         std::process::exit(i32::from(Kind::Internal.exit_code()));
     }));
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    // A line that makes no sense is told as JSON too where that was asked for.
+    let as_json = arguments.iter().any(|argument| argument == "--json");
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
+        Err(error) if error.use_stderr() && as_json => {
+            return CommandError::from(error).report(true);
+        }
         Err(error) => {
             let code = if error.use_stderr() { Kind::Usage.exit_code() } else { 0 };
             // Help that nobody reads is not an error.
@@ -330,55 +340,5 @@ fn log_filter(cli: &Cli, context: &Context) -> String {
             context.config().map_or_else(|_| "info".to_owned(), |config| config.log().to_owned())
         }
         (0, None) => "error".to_owned(),
-    }
-}
-
-#[cfg(test)]
-#[cfg(feature = "stack")]
-mod tests {
-    use std::fmt::Write as _;
-
-    use clap::CommandFactory;
-
-    use super::Cli;
-
-    /// The help of a command and of all below it.
-    fn help(command: &mut clap::Command, path: &str, text: &mut String) {
-        let whole = command.render_long_help().to_string();
-        let global = whole.find("\nGlobal options:\n");
-        writeln!(text, "## {path}\n").unwrap();
-        match global {
-            // Once is enough; what follows them is kept.
-            Some(start) if path != "infernet" => {
-                let rest = &whole[start + 1..];
-                let after = rest
-                    .match_indices("\n\n")
-                    .map(|(at, _)| &rest[at + 2..])
-                    .find(|after| !after.starts_with([' ', '\n']))
-                    .unwrap_or_default();
-                writeln!(text, "{}\n{after}", &whole[..start]).unwrap();
-            }
-            _ => writeln!(text, "{whole}").unwrap(),
-        }
-        let names: Vec<String> =
-            command.get_subcommands().map(|command| command.get_name().to_owned()).collect();
-        for name in names.into_iter().filter(|name| name != "help") {
-            let below = command.find_subcommand_mut(&name).unwrap();
-            help(below, &format!("{path} {name}"), text);
-        }
-    }
-
-    #[test]
-    fn the_whole_help_is_as_reviewed() {
-        let mut command = Cli::command().term_width(100);
-        command.build();
-        let mut text = String::new();
-        help(&mut command, "infernet", &mut text);
-        insta::assert_snapshot!(text);
-    }
-
-    #[test]
-    fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
     }
 }

@@ -1,7 +1,6 @@
 //! What a consumer asks: the arguments that `run` and `job submit` share.
 
 use std::io::{self, IsTerminal, Read};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
@@ -45,9 +44,6 @@ pub(crate) struct PromptArgs {
     /// Give the job a name for people
     #[arg(long, value_name = "TEXT")]
     title: Option<String>,
-    /// Ask as the holder of this key instead of owner.key
-    #[arg(long, value_name = "FILE")]
-    pub(crate) key_file: Option<PathBuf>,
 }
 
 impl PromptArgs {

@@ -1,6 +1,6 @@
 //! `infernet register`: tells the control plane what this node is and offers.
 
-use super::output::columns;
+use super::table::offer_table;
 use super::{Context, join};
 use crate::command_error::CommandError;
 
@@ -16,26 +16,16 @@ pub(crate) async fn run(_args: &Args, context: &Context) -> Result<(), CommandEr
     let config = context.config()?;
     let rpc = context.node().await?;
     let registration = join::register(&rpc, &config, context).await?;
-    if context.output.is_json() {
-        context.output.object(&registration)?;
-        return Ok(());
-    }
-    context.output.line(&format!(
-        "Node: {} ({}, {}, {})",
-        registration.id, registration.name, registration.role, registration.approval
-    ))?;
-    if !registration.offers.is_empty() {
-        let heading = ["model", "slots", "input $/M", "output $/M"];
-        let mut rows = vec![heading.map(str::to_owned).to_vec()];
-        rows.extend(registration.offers.into_iter().map(|offer| {
-            vec![
-                offer.model,
-                offer.slots.to_string(),
-                offer.price_input.to_string(),
-                offer.price_output.to_string(),
-            ]
-        }));
-        context.output.line(&columns(&rows))?;
-    }
+    let output = context.output;
+    output.show(&registration, || {
+        let node = format!(
+            "Node: {} ({}, {}, {})",
+            registration.id, registration.name, registration.role, registration.approval
+        );
+        if registration.offers.is_empty() {
+            return node;
+        }
+        format!("{node}\n{}", offer_table(&registration.offers).text(&output))
+    })?;
     Ok(())
 }

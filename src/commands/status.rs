@@ -7,7 +7,7 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use super::Context;
-use super::output::columns;
+use super::table::{Table, Tone, cell, offer_table};
 use crate::agent::process;
 use crate::agent::status::{self, AgentStatus, Phase, Wakeups};
 use crate::command_error::{CommandError, RelayedError};
@@ -63,22 +63,10 @@ pub(crate) async fn run(_args: &Args, context: &Context) -> Result<(), CommandEr
         context.output.object(&report)?;
         return Ok(());
     }
-    context.output.line(&columns(&rows(&report)))?;
+    let output = context.output;
+    output.line(&sheet(&report).text(&output))?;
     if let Some(offers) = report.node.as_ref().map(|node| &node.offers).filter(|o| !o.is_empty()) {
-        let mut table = vec![
-            ["Model", "Slots", "Input per million tokens", "Output per million tokens"]
-                .map(str::to_owned)
-                .to_vec(),
-        ];
-        table.extend(offers.iter().map(|offer| {
-            vec![
-                offer.model.clone(),
-                offer.slots.to_string(),
-                offer.price_input.to_string(),
-                offer.price_output.to_string(),
-            ]
-        }));
-        context.output.line(&format!("\n{}", columns(&table)))?;
+        output.line(&format!("\n{}", offer_table(offers).text(&output)))?;
     }
     if let Some(trouble) = trouble {
         context.output.warn(&format!("\n{}", trouble.words()));
@@ -101,43 +89,47 @@ async fn ask(rpc: &Rpc) -> Result<NodeStatus, CommandError> {
     }
 }
 
-fn rows(report: &Report) -> Vec<Vec<String>> {
-    let mut rows: Vec<Vec<String>> = Vec::new();
-    let mut row = |name: &str, value: String| rows.push(vec![name.to_owned(), value]);
+fn sheet(report: &Report) -> Table {
+    let mut sheet = Table::sheet();
     match (report.running, &report.agent) {
-        (None, _) => row("Agent", "not running".to_owned()),
-        (Some(pid), None) => row("Agent", format!("starting, process {pid}")),
+        (None, _) => sheet.fact_cell("Agent", cell("not running").tone(Tone::Warning)),
+        (Some(pid), None) => sheet.fact("Agent", format!("starting, process {pid}")),
         (Some(pid), Some(agent)) => {
-            row("Agent", format!("{}, process {pid}", phase_words(agent.phase)));
+            let words = cell(format!("{}, process {pid}", phase_words(agent.phase)));
+            sheet.fact_cell("Agent", words.tone(phase_tone(agent.phase)));
             if let Some(message) = &agent.message {
-                row("", message.clone());
+                sheet.fact("", message);
             }
-            row("Since", ago(agent.started_at));
-            row("Jobs in work", agent.running.to_string());
-            row("Hears of work", wakeup_words(agent.wakeups).to_owned());
-            if let Some(at) = agent.last_heartbeat {
-                row("Last heartbeat", ago(at));
-            }
-            if let Some(ahead) = agent.clock_ahead_ms {
-                row("Clock", clock_words(ahead));
-            }
-            row("Control plane", agent.introduction.control_plane.clone());
+            sheet.fact("Since", ago(agent.started_at));
+            sheet.fact("Jobs in work", agent.running);
+            sheet.fact("Hears of work", wakeup_words(agent.wakeups));
+            sheet.fact_if("Last heartbeat", agent.last_heartbeat.map(ago));
+            sheet.fact_if("Clock", agent.clock_ahead_ms.map(clock_words));
+            sheet.fact("Control plane", &agent.introduction.control_plane);
         }
     }
     if let Some(status) = &report.node {
         let node = &status.node;
-        row("Node", format!("{} ({}), {}", node.name, node.role, node.id));
-        row("Standing", standing_words(node.approval.as_deref(), &node.status));
+        sheet.fact("Node", format!("{} ({}), {}", node.name, node.role, node.id));
+        sheet.fact("Standing", standing_words(node.approval.as_deref(), &node.status));
         for stop in &node.stops {
-            row("", stop.to_string());
-            row("", stop.hint.clone());
+            sheet.fact("", stop);
+            sheet.fact("", &stop.hint);
         }
-        row("Earned today", status.earnings.today.to_string());
-        row("In 30 days", status.earnings.days30.to_string());
-        row("In all", status.earnings.total.to_string());
+        sheet.fact("Earned today", status.earnings.today);
+        sheet.fact("In 30 days", status.earnings.days30);
+        sheet.fact("In all", status.earnings.total);
     }
-    row("Log", report.log.clone());
-    rows
+    sheet.fact("Log", &report.log);
+    sheet
+}
+
+const fn phase_tone(phase: Phase) -> Tone {
+    match phase {
+        Phase::Running => Tone::Good,
+        Phase::Draining | Phase::Stopped | Phase::Unreachable => Tone::Warning,
+        Phase::Suspended | Phase::Refused => Tone::Bad,
+    }
 }
 
 fn phase_words(phase: Phase) -> &'static str {

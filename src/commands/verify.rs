@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use super::Context;
-use super::output::columns;
+use super::table::Table;
 use crate::command_error::{CommandError, Kind};
 use crate::control::rpc::Job;
-use crate::id::JobId;
+use crate::id::IdPrefix;
 use crate::identity::{Receipt, sha256_hex};
 
 /// The most that is read of a receipt.
@@ -23,7 +23,7 @@ pub(crate) struct Args {
     receipt: Option<PathBuf>,
     /// Check the receipt of this job, and that it says what the job says
     #[arg(long, value_name = "ID")]
-    job: Option<JobId>,
+    job: Option<IdPrefix>,
     /// Check that the receipt is for the output in this file
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -36,7 +36,8 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), CommandError> {
     let (event, job) = match (&args.job, &args.receipt) {
         (Some(id), _) => {
-            let job = context.user(args.key_file.as_ref()).await?.get_job(*id).await?;
+            let rpc = context.user(args.key_file.as_ref()).await?;
+            let job = rpc.get_job(rpc.find_job(id).await?).await?;
             let event = job.receipt.clone().ok_or_else(|| {
                 CommandError::user(format!("The job is {} and has no receipt.", job.state))
             })?;
@@ -70,7 +71,7 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), CommandErr
             "receipt": receipt,
         }))?;
     } else {
-        context.output.line(&sheet(receipt))?;
+        context.output.line(&sheet(receipt).text(&context.output))?;
         context.output.talk("The signature is genuine.");
     }
     Ok(())
@@ -117,22 +118,21 @@ fn compare(receipt: &Receipt, job: &Job) -> Result<(), CommandError> {
     }
 }
 
-fn sheet(receipt: &Receipt) -> String {
-    let row = |name: &str, value: String| vec![name.to_owned(), value];
-    columns(&[
-        row("node", receipt.node.clone()),
-        row("control plane", receipt.url.clone()),
-        row("job", receipt.job.to_string()),
-        row("attempt", receipt.attempt.to_string()),
-        row("model", receipt.model.clone()),
-        row("model digest", receipt.model_digest.clone().unwrap_or_default()),
-        row("input sha256", receipt.input_sha256.clone()),
-        row("output sha256", receipt.output_sha256.clone()),
-        row("tokens", format!("{} in, {} out", receipt.input_tokens, receipt.output_tokens)),
-        row(
-            "price",
-            format!("{} in, {} out, USD per million", receipt.price_input, receipt.price_output),
-        ),
-        row("finish", receipt.finish.clone()),
-    ])
+fn sheet(receipt: &Receipt) -> Table {
+    let mut sheet = Table::sheet();
+    sheet.fact("node", &receipt.node);
+    sheet.fact("control plane", &receipt.url);
+    sheet.fact("job", receipt.job);
+    sheet.fact("attempt", receipt.attempt);
+    sheet.fact("model", &receipt.model);
+    sheet.fact_if("model digest", receipt.model_digest.as_ref());
+    sheet.fact("input sha256", &receipt.input_sha256);
+    sheet.fact("output sha256", &receipt.output_sha256);
+    sheet.fact("tokens", format!("{} in, {} out", receipt.input_tokens, receipt.output_tokens));
+    sheet.fact(
+        "price",
+        format!("{} in, {} out, USD per million", receipt.price_input, receipt.price_output),
+    );
+    sheet.fact("finish", &receipt.finish);
+    sheet
 }

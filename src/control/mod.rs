@@ -2,12 +2,14 @@
 //!
 //! [`ControlPlane`] is an address, a publishable key and the one HTTP client
 //! that all calls share; [`session`] signs in with a key and keeps the token
-//! fresh. `rpc` and `rest` make calls, `realtime` listens. The same code talks
+//! fresh. `rpc` and `rest` make calls, `lookup` finds rows by the
+//! beginning of their ids, `realtime` listens. The same code talks
 //! to `infernet up`, to `supabase start` and to a Supabase project: only
 //! address and key differ.
 
 mod base_url;
 pub mod job_stream;
+pub mod lookup;
 pub mod membership;
 pub mod realtime;
 pub mod rest;

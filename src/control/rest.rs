@@ -158,7 +158,8 @@ impl Rpc {
         .await
     }
 
-    async fn rows<T, F>(&self, name: &'static str, build: F) -> Result<Vec<T>, RpcError>
+    /// Reads rows that a query of the builder selects.
+    pub(super) async fn rows<T, F>(&self, name: &'static str, build: F) -> Result<Vec<T>, RpcError>
     where
         T: DeserializeOwned,
         F: Fn(&postgrest::Postgrest) -> postgrest::Builder,
@@ -170,6 +171,6 @@ impl Rpc {
 }
 
 /// Limits a query; the crate takes no zero.
-fn page(query: postgrest::Builder, limit: u32) -> postgrest::Builder {
+pub(super) fn page(query: postgrest::Builder, limit: u32) -> postgrest::Builder {
     query.limit(usize::try_from(limit.max(1)).unwrap_or(usize::MAX))
 }

@@ -82,7 +82,7 @@ async fn a_prompt_is_answered_paid_for_and_found_again() {
     assert!(verified.stdout.contains(MODEL), "{}", verified.stdout);
 
     let balance = run(home.path(), &["balance", "--statement"]).await;
-    assert!(balance.stdout.starts_with("available  $0.99999"), "{balance:?}");
+    assert!(balance.stdout.starts_with("available\t$0.99999"), "{balance:?}");
     assert!(balance.stdout.contains("grant"), "{}", balance.stdout);
     market.close().await;
 }
@@ -176,7 +176,7 @@ async fn a_job_that_nobody_takes_waits_is_told_why_and_expires() {
     );
     assert!(said.stderr.contains("The job expired."), "{}", said.stderr);
     let balance = run(home.path(), &["balance"]).await;
-    assert!(balance.stdout.starts_with("available  $1.00"), "{balance:?}");
+    assert!(balance.stdout.starts_with("available\t$1.00"), "{balance:?}");
     market.close().await;
 }
 
@@ -428,7 +428,7 @@ async fn a_job_is_explained_retried_discarded_and_forgotten() {
         "Given to node attic",
         "failed (engine_failed): The engine read: a secret word.",
         "Its consumer let it try again",
-        "attempt  2 on attic",
+        "attempt\t2 on attic",
         "hold",
         "Its history is as it was written",
     ] {

@@ -63,6 +63,8 @@ mod realtime_server;
 #[cfg(feature = "stack")]
 mod cli;
 #[cfg(feature = "stack")]
+mod cli_ids;
+#[cfg(feature = "stack")]
 mod consumer;
 mod engine_endpoint;
 #[cfg(feature = "stack")]

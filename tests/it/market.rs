@@ -52,9 +52,20 @@ impl Market {
 
     /// Enrols a node of the consumer's that offers a model, and puts it online.
     pub(crate) async fn node(&self, name: &str, model: &str, slots: u32) -> TestNode {
+        self.node_of(&self.consumer, name, model, slots).await
+    }
+
+    /// The same of another owner.
+    pub(crate) async fn node_of(
+        &self,
+        owner: &Rpc,
+        name: &str,
+        model: &str,
+        slots: u32,
+    ) -> TestNode {
         let keys = Keys::generate();
         let session = Session::new(control(&self.plane), keys.clone(), LoginKind::Node);
-        let code = self.consumer.make_enrolment("provider", None).await.unwrap().code;
+        let code = owner.make_enrolment("provider", None).await.unwrap().code;
         let enrolment = Enrolment { role: "provider".into(), code, name: Some(name.to_owned()) };
         session.enrol(&enrolment).await.unwrap();
         let offers = vec![OfferedModel {

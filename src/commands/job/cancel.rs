@@ -1,47 +1,32 @@
 //! `infernet job cancel`.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
+use super::Found;
 use crate::command_error::{CommandError, Kind};
 use crate::commands::Context;
 use crate::control::job_stream::{JobStream, StreamTiming};
 use crate::control::rpc::{Job, JobState};
-use crate::id::JobId;
 
 /// How long the node may take to say what it delivered.
 const SETTLE_LIMIT: Duration = Duration::from_secs(20);
 
-/// The arguments of `infernet job cancel`.
-#[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    /// The job's id
-    job: JobId,
-    /// Cancel a job of this key instead of owner.key
-    #[arg(long, value_name = "FILE")]
-    key_file: Option<PathBuf>,
-}
-
 /// Cancels the job and waits until it is settled.
-pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), CommandError> {
-    let rpc = context.user(args.key_file.as_ref()).await?;
-    let before = rpc.get_job(args.job).await?;
+pub(super) async fn run(found: Found, context: &Context) -> Result<(), CommandError> {
+    let Found { rpc, id } = found;
+    let before = rpc.get_job(id).await?;
     let job = if before.state.has_ended() {
         before.clone()
     } else {
         let mut stream =
-            Box::pin(JobStream::attach(&rpc, None, args.job, StreamTiming::default())).await?;
+            Box::pin(JobStream::attach(&rpc, None, id, StreamTiming::default())).await?;
         stream.cancel().await?;
         tokio::time::timeout(SETTLE_LIMIT, stream.finish()).await.map_err(|_elapsed| {
             CommandError::new(Kind::Unavailable, "The job is cancelled, and not yet settled.")
-                .hint(format!("See what it cost: infernet job show {}", args.job))
+                .hint(format!("See what it cost: infernet job show {id}"))
         })??
     };
-    if context.output.is_json() {
-        context.output.object(&job)?;
-    } else {
-        context.output.line(&said(&before, &job))?;
-    }
+    context.output.show(&job, || said(&before, &job))?;
     Ok(())
 }
 

@@ -1,13 +1,12 @@
 //! `infernet job ls`.
 
-use std::path::PathBuf;
-
 use clap::ValueEnum;
 
 use crate::command_error::CommandError;
 use crate::commands::Context;
-use crate::commands::output::{columns, moment};
-use crate::control::rpc::JobState;
+use crate::commands::output::moment;
+use crate::commands::table::{cell, maybe, state};
+use crate::control::rpc::{JobState, Rpc};
 
 /// The arguments of `infernet job ls`.
 #[derive(Debug, clap::Args)]
@@ -18,9 +17,6 @@ pub(crate) struct Args {
     /// List jobs in this state only
     #[arg(long, value_enum)]
     state: Option<State>,
-    /// List the jobs of this key instead of owner.key
-    #[arg(long, value_name = "FILE")]
-    key_file: Option<PathBuf>,
 }
 
 /// A state that can be asked for.
@@ -54,32 +50,20 @@ impl From<State> for JobState {
 }
 
 /// Lists the jobs.
-pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), CommandError> {
-    let rpc = context.user(args.key_file.as_ref()).await?;
+pub(super) async fn run(args: &Args, rpc: &Rpc, context: &Context) -> Result<(), CommandError> {
     let jobs = rpc.jobs(args.limit, args.state.map(JobState::from)).await?;
-    if context.output.is_json() {
-        for job in &jobs {
-            context.output.object(job)?;
-        }
-        return Ok(());
-    }
-    if jobs.is_empty() {
-        context.output.talk("There are no jobs. Ask something: infernet run MODEL \"prompt\"");
-        return Ok(());
-    }
     let heading = ["job", "state", "model", "tokens", "cost", "submitted", "title"];
-    let mut rows = vec![heading.map(str::to_owned).to_vec()];
-    rows.extend(jobs.into_iter().map(|job| {
+    let nothing = "There are no jobs. Ask something: infernet run MODEL \"prompt\"";
+    context.output.list(&jobs, &heading, nothing, |job| {
         vec![
-            job.id.to_string(),
-            job.state.to_string(),
-            job.model_name.unwrap_or_default(),
-            job.output_tokens.map(|tokens| tokens.to_string()).unwrap_or_default(),
-            job.cost.map(|cost| cost.to_string()).unwrap_or_default(),
-            moment(job.created_at),
-            job.title.unwrap_or_default(),
+            cell(job.id),
+            state(job.state),
+            maybe(job.model_name.as_ref()),
+            maybe(job.output_tokens),
+            maybe(job.cost),
+            cell(moment(job.created_at)),
+            maybe(job.title.as_ref()),
         ]
-    }));
-    context.output.line(&columns(&rows))?;
+    })?;
     Ok(())
 }

@@ -1,15 +1,14 @@
 //! `infernet job show`.
 
-use std::path::PathBuf;
-
 use serde_json::json;
 
+use super::{Found, OneJob};
 use crate::command_error::CommandError;
-use crate::commands::Context;
-use crate::commands::output::{columns, moment};
+use crate::commands::output::moment;
+use crate::commands::table::{Table, cell, maybe, state};
+use crate::commands::{Context, Output};
 use crate::control::rest::{AttemptRow, StatementLine};
 use crate::control::rpc::Job;
-use crate::id::JobId;
 
 /// How many lines of the ledger one job can have at most, well above what it
 /// has.
@@ -18,107 +17,97 @@ const LINES: u32 = 100;
 /// The arguments of `infernet job show`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The job's id
-    job: JobId,
+    #[command(flatten)]
+    pub(super) job: OneJob,
     /// Print the answer alone
     #[arg(long, conflicts_with = "json")]
     output: bool,
-    /// Show a job of this key instead of owner.key
-    #[arg(long, value_name = "FILE")]
-    key_file: Option<PathBuf>,
 }
 
 /// Shows the job.
-pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), CommandError> {
-    let rpc = context.user(args.key_file.as_ref()).await?;
-    let job = rpc.get_job(args.job).await?;
+pub(super) async fn run(args: &Args, found: Found, context: &Context) -> Result<(), CommandError> {
+    let Found { rpc, id } = found;
+    let output = context.output;
+    let job = rpc.get_job(id).await?;
     if args.output {
         let text = job.output.ok_or_else(|| {
             CommandError::user(format!("The job is {} and has no output.", job.state))
         })?;
-        context.output.line(&text)?;
+        output.answer(&format!("{text}\n"))?;
         return Ok(());
     }
-    let attempts = rpc.job_attempts(args.job).await?;
-    let statement = rpc.statement(LINES, Some(args.job)).await?;
-    if context.output.is_json() {
-        context.output.object(&json!({"job": job, "attempts": attempts, "ledger": statement}))?;
-    } else {
-        context.output.line(&sheet(&job, &attempts, &statement))?;
+    let attempts = rpc.job_attempts(id).await?;
+    let statement = rpc.statement(LINES, Some(id)).await?;
+    if output.is_json() {
+        output.object(&json!({"job": job, "attempts": attempts, "ledger": statement}))?;
+        return Ok(());
+    }
+    let mut parts = vec![facts(&job).text(&output)];
+    if !attempts.is_empty() {
+        parts.push(attempt_table(&attempts).text(&output));
+    }
+    if !statement.is_empty() {
+        parts.push(ledger(&statement, &output));
+    }
+    output.line(&parts.join("\n\n"))?;
+    if let Some(text) = &job.output {
+        output.answer(&format!("\n{text}\n"))?;
     }
     Ok(())
 }
 
-fn sheet(job: &Job, attempts: &[AttemptRow], statement: &[StatementLine]) -> String {
-    let mut facts: Vec<(&str, String)> = vec![
-        ("job", job.id.to_string()),
-        ("state", job.state.to_string()),
-        ("model", job.model.clone()),
-    ];
-    let mut fact = |name, value: Option<String>| {
-        if let Some(value) = value {
-            facts.push((name, value));
-        }
-    };
-    fact("title", job.title.clone());
-    fact("waits", job.waiting.as_ref().map(|reason| reason.message.clone()));
-    fact("error", job.error.as_ref().map(|reason| format!("{} ({})", reason.message, reason.code)));
-    fact(
+fn facts(job: &Job) -> Table {
+    let mut sheet = Table::sheet();
+    sheet.fact("job", job.id);
+    sheet.fact_cell("state", state(job.state));
+    sheet.fact("model", &job.model);
+    sheet.fact_if("title", job.title.as_ref());
+    sheet.fact_if("waits", job.waiting.as_ref().map(|reason| &reason.message));
+    let error = job.error.as_ref();
+    sheet.fact_if("error", error.map(|reason| format!("{} ({})", reason.message, reason.code)));
+    sheet.fact_if(
         "tokens",
         job.usage.map(|usage| format!("{} in, {} out", usage.input_tokens, usage.output_tokens)),
     );
-    fact("finish", job.finish.clone());
-    fact("cap", Some(job.held.to_string()));
-    fact("cost", job.cost.map(|cost| cost.to_string()));
-    fact("submitted", Some(moment(job.created_at)));
-    fact("started", job.started_at.map(moment));
-    fact("ended", job.ended_at.map(moment));
-    fact("deadline", job.deadline_at.map(moment));
-    fact("forgotten", job.forgotten_at.map(moment));
-    let rows: Vec<Vec<String>> =
-        facts.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
-    let mut text = columns(&rows);
-    if !attempts.is_empty() {
-        let heading = ["attempt", "node", "state", "started", "ended", "cost", "error"];
-        let mut rows = vec![heading.map(str::to_owned).to_vec()];
-        rows.extend(attempts.iter().map(|attempt| {
-            vec![
-                attempt.number.to_string(),
-                attempt.provider_name.clone().unwrap_or_default(),
-                attempt.state.to_string(),
-                attempt.started_at.map(moment).unwrap_or_default(),
-                attempt.ended_at.map(moment).unwrap_or_default(),
-                attempt.cost.map(|cost| cost.to_string()).unwrap_or_default(),
-                attempt.error.clone().unwrap_or_default(),
-            ]
-        }));
-        text.push_str("\n\n");
-        text.push_str(&columns(&rows));
+    sheet.fact_if("finish", job.finish.as_ref());
+    sheet.fact("cap", job.held);
+    sheet.fact_if("cost", job.cost);
+    sheet.fact("submitted", moment(job.created_at));
+    sheet.fact_if("started", job.started_at.map(moment));
+    sheet.fact_if("ended", job.ended_at.map(moment));
+    sheet.fact_if("deadline", job.deadline_at.map(moment));
+    sheet.fact_if("forgotten", job.forgotten_at.map(moment));
+    sheet
+}
+
+fn attempt_table(attempts: &[AttemptRow]) -> Table {
+    let mut table = Table::new(&["attempt", "node", "state", "started", "ended", "cost", "error"]);
+    for attempt in attempts {
+        table.row(vec![
+            cell(attempt.number),
+            maybe(attempt.provider_name.as_ref()),
+            state(attempt.state),
+            maybe(attempt.started_at.map(moment)),
+            maybe(attempt.ended_at.map(moment)),
+            maybe(attempt.cost),
+            maybe(attempt.error.as_ref()),
+        ]);
     }
-    if !statement.is_empty() {
-        text.push_str("\n\n");
-        text.push_str(&ledger(statement));
-    }
-    if let Some(output) = &job.output {
-        text.push_str("\n\n");
-        text.push_str(output);
-    }
-    text
+    table
 }
 
 /// Lays lines of the ledger out, the oldest first.
-pub(crate) fn ledger(statement: &[StatementLine]) -> String {
-    let heading = ["posted", "kind", "account", "amount", "then", "memo"];
-    let mut rows = vec![heading.map(str::to_owned).to_vec()];
-    rows.extend(statement.iter().rev().map(|line| {
-        vec![
-            moment(line.created_at),
-            line.kind.clone(),
-            line.account.clone(),
-            line.amount.to_string(),
-            line.balance_after.map(|balance| balance.to_string()).unwrap_or_default(),
-            line.memo.clone().unwrap_or_default(),
-        ]
-    }));
-    columns(&rows)
+pub(crate) fn ledger(statement: &[StatementLine], output: &Output) -> String {
+    let mut table = Table::new(&["posted", "kind", "account", "amount", "then", "memo"]);
+    for line in statement.iter().rev() {
+        table.row(vec![
+            cell(moment(line.created_at)),
+            cell(&line.kind),
+            cell(&line.account),
+            cell(line.amount),
+            maybe(line.balance_after),
+            maybe(line.memo.as_ref()),
+        ]);
+    }
+    table.text(output)
 }

@@ -1,5 +1,7 @@
 //! `infernet job submit`.
 
+use std::path::PathBuf;
+
 use crate::command_error::CommandError;
 use crate::commands::Context;
 use crate::commands::prompt::PromptArgs;
@@ -12,19 +14,19 @@ pub(crate) struct Args {
 }
 
 /// Submits the job.
-pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), CommandError> {
+pub(super) async fn run(
+    args: &Args,
+    key: Option<&PathBuf>,
+    context: &Context,
+) -> Result<(), CommandError> {
+    // The prompt is read before anybody is asked anything.
     let request = args.prompt.job()?;
-    let rpc = context.user(args.prompt.key_file.as_ref()).await?;
-    let submitted = rpc.submit_job(&request).await?;
+    let submitted = context.user(key).await?.submit_job(&request).await?;
     let job = &submitted.job;
-    if context.output.is_json() {
-        context.output.object(&submitted)?;
-    } else {
-        context.output.line(&job.id.to_string())?;
-        if let Some(waiting) = &job.waiting {
-            context.output.talk(&format!("Queued: {}", waiting.message));
-        }
-        context.output.talk(&format!("Read the answer with: infernet job show {}", job.id));
+    context.output.show(&submitted, || job.id.to_string())?;
+    if let Some(waiting) = &job.waiting {
+        context.output.talk(&format!("Queued: {}", waiting.message));
     }
+    context.output.talk(&format!("Read the answer with: infernet job logs {}", job.id));
     Ok(())
 }

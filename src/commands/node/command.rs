@@ -60,7 +60,7 @@ impl From<What> for CommandKind {
 
 /// Gives the command.
 pub(crate) async fn run(args: &Args, rpc: &Rpc, context: &Context) -> Result<(), CommandError> {
-    let node = super::find(&args.node, rpc).await?;
+    let node = rpc.find_node(&args.node).await?;
     let arguments = CommandArgs {
         model: args.model.clone(),
         digest: args.digest.clone(),

@@ -16,6 +16,6 @@ pub(crate) struct Args {
 
 /// Drains the node.
 pub(crate) async fn run(args: &Args, rpc: &Rpc, context: &Context) -> Result<(), CommandError> {
-    let node = super::find(&args.node, rpc).await?;
+    let node = rpc.find_node(&args.node).await?;
     super::tell(&rpc.drain_node(node, args.reason.as_deref()).await?, context)
 }

@@ -4,7 +4,8 @@ use clap::ValueEnum;
 
 use crate::command_error::CommandError;
 use crate::commands::Context;
-use crate::commands::output::{columns, moment};
+use crate::commands::output::moment;
+use crate::commands::table::{cell, maybe, state};
 use crate::control::rpc::Rpc;
 
 /// The arguments of `infernet node ls`.
@@ -41,29 +42,18 @@ impl Status {
 /// Lists the nodes.
 pub(crate) async fn run(args: &Args, rpc: &Rpc, context: &Context) -> Result<(), CommandError> {
     let nodes = rpc.list_nodes(args.status.map(Status::as_str), args.limit).await?;
-    if context.output.is_json() {
-        for node in &nodes {
-            context.output.object(node)?;
-        }
-        return Ok(());
-    }
-    if nodes.is_empty() {
-        context.output.talk("There are no such nodes. A machine joins with: infernet init");
-        return Ok(());
-    }
     let heading = ["node", "name", "status", "approval", "running", "last seen", "because"];
-    let mut rows = vec![heading.map(str::to_owned).to_vec()];
-    rows.extend(nodes.into_iter().map(|node| {
+    let nothing = "There are no such nodes. A machine joins with: infernet init";
+    context.output.list(&nodes, &heading, nothing, |node| {
         vec![
-            node.id.to_string(),
-            node.name,
-            node.status,
-            node.approval,
-            node.running.to_string(),
-            node.last_seen.map_or_else(|| "never".to_owned(), moment),
-            node.stops.first().map(ToString::to_string).unwrap_or_default(),
+            cell(node.id),
+            cell(&node.name),
+            state(&node.status),
+            state(&node.approval),
+            cell(node.running),
+            cell(node.last_seen.map_or_else(|| "never".to_owned(), moment)),
+            maybe(node.stops.first()),
         ]
-    }));
-    context.output.line(&columns(&rows))?;
+    })?;
     Ok(())
 }

@@ -40,7 +40,7 @@ pub(crate) struct Args {
 /// Plans the window, or takes it back.
 pub(crate) async fn run(args: &Args, rpc: &Rpc, context: &Context) -> Result<(), CommandError> {
     let until = end(args)?;
-    let node = super::find(&args.node, rpc).await?;
+    let node = rpc.find_node(&args.node).await?;
     let answer = rpc.set_maintenance(node, args.from, until, args.note.as_deref()).await?;
     super::tell(&answer, context)
 }

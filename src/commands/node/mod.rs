@@ -14,14 +14,13 @@ use clap::Subcommand;
 
 use super::Context;
 use crate::command_error::CommandError;
-use crate::control::rpc::{Rpc, StoppedNode};
-use crate::id::NodeId;
+use crate::control::rpc::StoppedNode;
 
 /// The arguments of `infernet node`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 A node that is drained, in maintenance or paused takes no new work and finishes what it runs. NODE
-is its id, or its name where no other node has that.")]
+is its id, enough of its beginning, or its name where no other node has that.")]
 pub(crate) struct Args {
     #[command(subcommand)]
     verb: Verb,
@@ -59,14 +58,6 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), CommandErro
         Verb::Maintenance(args) => maintenance::run(&args, &rpc, context).await,
         Verb::Command(args) => command::run(&args, &rpc, context).await,
         Verb::Cancel(args) => cancel::run(&args, &rpc, context).await,
-    }
-}
-
-/// Finds a node by its id or its name.
-async fn find(node: &str, rpc: &Rpc) -> Result<NodeId, CommandError> {
-    match node.parse() {
-        Ok(id) => Ok(id),
-        Err(_name) => Ok(rpc.get_node(node).await?.node.id),
     }
 }
 

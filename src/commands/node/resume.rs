@@ -13,6 +13,6 @@ pub(crate) struct Args {
 
 /// Resumes the node.
 pub(crate) async fn run(args: &Args, rpc: &Rpc, context: &Context) -> Result<(), CommandError> {
-    let node = super::find(&args.node, rpc).await?;
+    let node = rpc.find_node(&args.node).await?;
     super::tell(&rpc.resume_node(node).await?, context)
 }

@@ -3,86 +3,69 @@
 use super::maintenance::window;
 use crate::command_error::CommandError;
 use crate::commands::Context;
-use crate::commands::output::{columns, moment};
-use crate::control::rpc::{NodeDetails, Rpc};
+use crate::commands::output::moment;
+use crate::commands::table::{Table, cell, maybe, offer_table, state};
+use crate::control::rpc::{NodeCommand, NodeDetails, Rpc};
 
 /// The arguments of `infernet node show`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The node
+    /// The node: its id, its name, or enough of the beginning of its id
     node: String,
 }
 
 /// Shows the node.
 pub(crate) async fn run(args: &Args, rpc: &Rpc, context: &Context) -> Result<(), CommandError> {
-    let details = rpc.get_node(&args.node).await?;
+    let id = rpc.find_node(&args.node).await?;
+    let details = rpc.get_node(&id.to_string()).await?;
     let output = context.output;
-    if output.is_json() {
-        output.object(&details)?;
-        return Ok(());
-    }
-    output.line(&columns(&rows(&details)))?;
-    if !details.offers.is_empty() {
-        let heading = ["model", "slots", "input $/M", "output $/M"];
-        let mut table = vec![heading.map(str::to_owned).to_vec()];
-        table.extend(details.offers.iter().map(|offer| {
-            vec![
-                offer.model.clone(),
-                offer.slots.to_string(),
-                offer.price_input.to_string(),
-                offer.price_output.to_string(),
-            ]
-        }));
-        output.line(&format!("\n{}", columns(&table)))?;
-    }
-    if !details.commands.is_empty() {
-        let heading = ["command", "what", "model", "state", "given", "outcome"];
-        let mut table = vec![heading.map(str::to_owned).to_vec()];
-        table.extend(details.commands.iter().map(|command| {
-            let outcome = command.error.clone().or_else(|| {
-                command.result.as_ref().filter(|result| !result.is_null()).map(ToString::to_string)
-            });
-            vec![
-                command.id.to_string(),
-                command.command.to_string(),
-                command.args.model.clone().unwrap_or_default(),
-                command.state.clone(),
-                moment(command.created_at),
-                outcome.unwrap_or_default(),
-            ]
-        }));
-        output.line(&format!("\n{}", columns(&table)))?;
-    }
+    output.show(&details, || {
+        let mut parts = vec![facts(&details).text(&output)];
+        if !details.offers.is_empty() {
+            parts.push(offer_table(&details.offers).text(&output));
+        }
+        if !details.commands.is_empty() {
+            parts.push(command_table(&details.commands).text(&output));
+        }
+        parts.join("\n\n")
+    })?;
     Ok(())
 }
 
-fn rows(details: &NodeDetails) -> Vec<Vec<String>> {
+fn facts(details: &NodeDetails) -> Table {
     let node = &details.node;
-    let mut rows: Vec<Vec<String>> = Vec::new();
-    let mut row = |name: &str, value: String| rows.push(vec![name.to_owned(), value]);
-    row("Node", format!("{}, {}", node.name, node.id));
-    row("Status", format!("{}, {}", node.status, node.approval));
+    let mut sheet = Table::sheet();
+    sheet.fact("node", format!("{}, {}", node.name, node.id));
+    sheet.fact_cell("status", state(&node.status));
+    sheet.fact_cell("approval", state(&node.approval));
     for stop in &node.stops {
-        row("", stop.to_string());
-        row("", stop.hint.clone());
+        sheet.fact("", stop);
+        sheet.fact("", &stop.hint);
     }
-    if let Some(maintenance) = &node.maintenance {
-        row("Maintenance", window(maintenance));
+    sheet.fact_if("maintenance", node.maintenance.as_ref().map(window));
+    sheet.fact("owner", node.owner);
+    sheet.fact("last seen", node.last_seen.map_or_else(|| "never".to_owned(), moment));
+    sheet.fact("jobs in work", node.running);
+    sheet.fact_if("region", node.region.as_ref());
+    sheet.fact_if("labels", (!node.labels.is_empty()).then(|| node.labels.join(", ")));
+    sheet.fact_if("GPU memory", (node.vram_gb > 0).then(|| format!("{} GB", node.vram_gb)));
+    sheet.fact_if("version", node.version.as_ref());
+    sheet
+}
+
+fn command_table(commands: &[NodeCommand]) -> Table {
+    let mut table = Table::new(&["command", "what", "model", "state", "given", "outcome"]);
+    for command in commands {
+        let result = command.result.as_ref().filter(|result| !result.is_null());
+        let outcome = command.error.clone().or_else(|| result.map(ToString::to_string));
+        table.row(vec![
+            cell(command.id),
+            cell(command.command),
+            maybe(command.args.model.as_ref()),
+            state(&command.state),
+            cell(moment(command.created_at)),
+            maybe(outcome),
+        ]);
     }
-    row("Owner", node.owner.to_string());
-    row("Last seen", node.last_seen.map_or_else(|| "never".to_owned(), moment));
-    row("Jobs in work", node.running.to_string());
-    if let Some(region) = &node.region {
-        row("Region", region.clone());
-    }
-    if !node.labels.is_empty() {
-        row("Labels", node.labels.join(", "));
-    }
-    if node.vram_gb > 0 {
-        row("GPU memory", format!("{} GB", node.vram_gb));
-    }
-    if let Some(version) = &node.version {
-        row("Version", version.clone());
-    }
-    rows
+    table
 }

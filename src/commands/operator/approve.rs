@@ -5,13 +5,12 @@ use clap::ValueEnum;
 use crate::command_error::CommandError;
 use crate::commands::Context;
 use crate::control::rpc::Rpc;
-use crate::id::NodeId;
 
 /// The arguments of `infernet operator approve`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The node's id
-    node: NodeId,
+    /// The node: its id, its name, or enough of the beginning of its id
+    node: String,
     /// What the node is from now on
     #[arg(value_enum, default_value_t = Approval::Approved)]
     approval: Approval,
@@ -43,11 +42,8 @@ impl Approval {
 
 /// Sets the approval.
 pub(crate) async fn run(args: &Args, rpc: &Rpc, context: &Context) -> Result<(), CommandError> {
-    let answer = rpc.set_node_approval(args.node, args.approval.as_str()).await?;
-    if context.output.is_json() {
-        context.output.object(&answer)?;
-    } else {
-        context.output.line(&format!("Node {} is {}.", args.node, args.approval.as_str()))?;
-    }
+    let node = rpc.find_node(&args.node).await?;
+    let answer = rpc.set_node_approval(node, args.approval.as_str()).await?;
+    context.output.show(&answer, || format!("Node {node} is {}.", args.approval.as_str()))?;
     Ok(())
 }

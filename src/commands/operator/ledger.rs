@@ -2,7 +2,7 @@
 
 use crate::command_error::{CommandError, Kind};
 use crate::commands::Context;
-use crate::commands::output::columns;
+use crate::commands::table::Table;
 use crate::control::rpc::Rpc;
 
 /// The arguments of `infernet operator ledger`.
@@ -15,10 +15,12 @@ pub(crate) async fn run(_args: &Args, rpc: &Rpc, context: &Context) -> Result<()
     if context.output.is_json() {
         context.output.object(&proof)?;
     } else {
-        let rows: Vec<Vec<String>> =
-            proof.totals.iter().map(|(name, total)| vec![name.clone(), plain(total)]).collect();
-        if !rows.is_empty() {
-            context.output.line(&columns(&rows))?;
+        let mut sheet = Table::sheet();
+        for (name, total) in &proof.totals {
+            sheet.fact(name, plain(total));
+        }
+        if !proof.totals.is_empty() {
+            context.output.line(&sheet.text(&context.output))?;
         }
         for fault in &proof.faults {
             context.output.line(&plain(fault))?;

@@ -20,10 +20,6 @@ pub(crate) async fn run(args: &Args, rpc: &Rpc, context: &Context) -> Result<(),
     let value = serde_json::from_str(&args.value)
         .unwrap_or_else(|_not_json| Value::String(args.value.clone()));
     let answer = rpc.set_setting(&args.key, &value).await?;
-    if context.output.is_json() {
-        context.output.object(&answer)?;
-    } else {
-        context.output.line(&format!("{} is {value} now.", args.key))?;
-    }
+    context.output.show(&answer, || format!("{} is {value} now.", args.key))?;
     Ok(())
 }

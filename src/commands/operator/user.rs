@@ -38,10 +38,6 @@ impl Status {
 /// Sets the status.
 pub(crate) async fn run(args: &Args, rpc: &Rpc, context: &Context) -> Result<(), CommandError> {
     let answer = rpc.set_user_status(args.user.as_hex(), args.status.as_str()).await?;
-    if context.output.is_json() {
-        context.output.object(&answer)?;
-    } else {
-        context.output.line(&format!("The user is {}.", args.status.as_str()))?;
-    }
+    context.output.show(&answer, || format!("The user is {}.", args.status.as_str()))?;
     Ok(())
 }
