@@ -12,7 +12,6 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
@@ -24,11 +23,11 @@ use tracing::{debug, info, warn};
 
 use super::journal::{Finished, Journal, Record};
 use super::output::Output;
+use super::progress::{Ended, Outcome, Progress};
 use super::stream::Stream;
 use crate::control::realtime::Realtime;
 use crate::control::rpc::{
-    CompleteAttempt, FailAttempt, FailureCode, JobKind, OfferedAttempt, Rpc, RpcError,
-    StartedAttempt, Usage,
+    CompleteAttempt, FailAttempt, FailureCode, JobKind, Rpc, RpcError, StartedAttempt, Usage,
 };
 use crate::engine::{
     EngineError, EngineEvent, EnginePool, EngineRequest, EngineStream, RequestKind,
@@ -85,15 +84,14 @@ enum Ending {
     Lost,
 }
 
-/// Runs an attempt; answers the node's next one, if the settlement brought it.
+/// Runs an attempt; answers what became of it.
 pub(super) async fn run(
     context: Arc<AttemptContext>,
     attempt: AttemptId,
     job: JobId,
-    started_flag: Arc<AtomicBool>,
+    progress: Arc<Progress>,
     mut stop: watch::Receiver<Option<StopReason>>,
-) -> Option<OfferedAttempt> {
-    let woken = Instant::now();
+) -> Ended {
     let lease = LeaseId::generate();
     let record =
         Record { attempt, lease, job, started: Timestamp::now().as_second(), finished: None };
@@ -109,15 +107,16 @@ pub(super) async fn run(
     }
     let Some(started) = started else {
         forget(&context, attempt);
-        return None;
+        return Ended::alone(Outcome::NotTaken);
     };
-    started_flag.store(true, Ordering::Relaxed);
+    progress.taken(&started);
     let deadline = Instant::now() + seconds(started.deadline_secs);
     let limit = usize::try_from(started.output_bytes.unwrap_or(OUTPUT_BYTES)).unwrap_or(usize::MAX);
     let mut output = Output::new(limit, started.stream_rate);
-    let ending = generate(&context, &started, woken, deadline, &mut output, &mut stop).await;
+    let ending = generate(&context, &started, &progress, deadline, &mut output, &mut stop).await;
+    progress.settling();
     let give_up = (deadline + context.lease).max(Instant::now() + HAND_IN_AT_LEAST);
-    let next = match ending {
+    let ended = match ending {
         Ending::Complete { finish, usage } => {
             let finished = finished(&context, &started, output.into_text(), finish, usage);
             hand_in(&context, record, finished, give_up, &mut stop).await
@@ -129,11 +128,11 @@ pub(super) async fn run(
         }
         Ending::Lost => {
             info!(%attempt, %job, "the attempt is no longer this node's and was thrown away");
-            None
+            Ended::alone(Outcome::Lost)
         }
     };
     forget(&context, attempt);
-    next
+    ended
 }
 
 /// Hands in the finished answer of an earlier run of the agent.
@@ -141,17 +140,17 @@ pub(super) async fn resume(
     context: Arc<AttemptContext>,
     mut record: Record,
     mut stop: watch::Receiver<Option<StopReason>>,
-) -> Option<OfferedAttempt> {
+) -> Ended {
     let attempt = record.attempt;
-    let next = match record.finished.take() {
+    let ended = match record.finished.take() {
         Some(finished) => {
             let give_up = Instant::now() + context.lease.max(HAND_IN_AT_LEAST);
             hand_in(&context, record, finished, give_up, &mut stop).await
         }
-        None => None,
+        None => Ended::alone(Outcome::NotTaken),
     };
     forget(&context, attempt);
-    next
+    ended
 }
 
 /// Takes the attempt from the control plane; `None` when it is not to be had.
@@ -186,7 +185,7 @@ async fn start(
 async fn generate(
     context: &AttemptContext,
     started: &StartedAttempt,
-    woken: Instant,
+    progress: &Progress,
     deadline: Instant,
     output: &mut Output,
     stop: &mut watch::Receiver<Option<StopReason>>,
@@ -212,7 +211,7 @@ async fn generate(
     };
     debug!(
         %attempt,
-        after_us = woken.elapsed().as_micros(),
+        after_us = progress.begun().elapsed().as_micros(),
         stream_rate = started.stream_rate,
         "asking the engine"
     );
@@ -226,6 +225,7 @@ async fn generate(
         tokio::select! {
             event = engine.next() => match event {
                 Some(Ok(EngineEvent::Delta { text })) => {
+                    progress.token(text.len());
                     if !output.push(&text) {
                         info!(%attempt, "the output reached the control plane's limit");
                         break Ending::Complete { finish: "length", usage: engine.usage() };
@@ -379,7 +379,7 @@ async fn hand_in(
     finished: Finished,
     give_up: Instant,
     stop: &mut watch::Receiver<Option<StopReason>>,
-) -> Option<OfferedAttempt> {
+) -> Ended {
     let Record { attempt, lease, job, .. } = record;
     let completion = CompleteAttempt {
         attempt,
@@ -400,7 +400,16 @@ async fn hand_in(
                 let (reason, usage) = (answer.reason.as_deref(), answer.usage);
                 let earned = answer.earned.map(|earned| earned.to_string());
                 info!(%attempt, %job, accepted = answer.accepted, reason, ?usage, earned, "handed in");
-                return answer.next;
+                // One that is repeated had been accepted; only one that was fenced is lost.
+                let outcome = match (answer.accepted, reason) {
+                    (true, _) | (false, Some("repeated")) => Outcome::Accepted {
+                        cancelled: completion.finish == "cancelled",
+                        usage: answer.usage.unwrap_or(completion.usage),
+                        earned: answer.earned.unwrap_or_default(),
+                    },
+                    (false, _) => Outcome::Lost,
+                };
+                return Ended { outcome, next: answer.next };
             }
             Err(error) => error,
         };
@@ -411,13 +420,13 @@ async fn hand_in(
         warn!(%attempt, %job, error = %error, "handing in is tried again");
         if !written {
             written = true;
-            if let Err(error) = context.journal.write(&record) {
-                warn!(%attempt, error = %error, "the journal could not be written");
+            if let Err(error) = context.journal.keep(record.clone()).await {
+                warn!(%attempt, error = %error, "the answer could not be written down and is kept in memory only");
             }
         }
         if !pause(&mut pauses, give_up, stop).await {
             warn!(%attempt, %job, "the answer was not handed in: it is too late or no longer wanted");
-            return None;
+            return Ended::alone(Outcome::Undelivered);
         }
     }
 }
@@ -440,20 +449,24 @@ async fn give_back(
     failure: &FailAttempt,
     give_up: Instant,
     stop: &mut watch::Receiver<Option<StopReason>>,
-) -> Option<OfferedAttempt> {
+) -> Ended {
+    let outcome = match failure.code {
+        FailureCode::Shutdown => Outcome::HandedBack,
+        _ => Outcome::Failed,
+    };
     let mut pauses = pauses();
     loop {
         let error = match context.rpc.fail_attempt(failure).await {
-            Ok(answer) => return answer.next,
+            Ok(answer) => return Ended { outcome, next: answer.next },
             Err(error) => error,
         };
         if !error.is_passing() {
             warn!(attempt = %failure.attempt, error = %error, "giving the attempt up was refused");
-            return None;
+            return Ended::alone(outcome);
         }
         debug!(attempt = %failure.attempt, error = %error, "giving up is tried again");
         if !pause(&mut pauses, give_up, stop).await {
-            return None;
+            return Ended::alone(outcome);
         }
     }
 }

@@ -6,18 +6,24 @@
 //! not being named to `claim_attempts`; a finished answer that could not be
 //! handed in yet is kept whole, so that the restarted agent still delivers it.
 //!
-//! Records are not flushed to the disk itself: they have to survive the death
-//! of the process, not that of the machine, whose attempts the control plane
-//! loses by their leases. Outputs are written only when handing in failed at
-//! first, so that answers do not lie on a provider's disk in the normal case.
+//! The record of a start is not flushed to the disk itself: it has to survive the
+//! death of the process, not that of the machine, whose attempts are reported as
+//! lost anyway. Outputs are written only when handing in failed at first, so that
+//! answers do not lie on a provider's disk in the normal case; they are flushed.
+//!
+//! A journal that cannot be written, such as on a full disk, stops no work: an
+//! attempt without a record is one that is not named after a crash, and so is
+//! assigned again. The trouble is told to the owner.
 
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::id::{AttemptId, JobId, LeaseId};
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::id::{AttemptId, JobId, LeaseId};
 
 /// Says what the journal knows of one attempt.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -54,6 +60,7 @@ pub(super) struct Finished {
 #[derive(Clone, Debug)]
 pub(super) struct Journal {
     directory: PathBuf,
+    trouble: watch::Sender<Option<String>>,
 }
 
 impl Journal {
@@ -61,21 +68,65 @@ impl Journal {
     pub(super) fn open(state_dir: &Path) -> io::Result<Self> {
         let directory = state_dir.join("attempts");
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
-        Ok(Self { directory })
+        Ok(Self { directory, trouble: watch::Sender::new(None) })
     }
 
     /// Writes a record, replacing the attempt's earlier one in one step.
     pub(super) fn write(&self, record: &Record) -> io::Result<()> {
+        let written = self.replace(record, false);
+        self.note(&written);
+        written
+    }
+
+    /// Writes the record of a finished answer down to the disk, beside the runtime's
+    /// thread: this answer may have to outlive the machine's own end.
+    pub(super) async fn keep(&self, record: Record) -> io::Result<()> {
+        let journal = self.clone();
+        let written = tokio::task::spawn_blocking(move || journal.replace(&record, true)).await;
+        let written = written.expect("writing a file does not panic");
+        self.note(&written);
+        written
+    }
+
+    /// Says why the last record could not be written, as long as none can be.
+    pub(super) fn trouble(&self) -> watch::Receiver<Option<String>> {
+        self.trouble.subscribe()
+    }
+
+    fn note(&self, written: &io::Result<()>) {
+        self.trouble.send_if_modified(|trouble| {
+            let now = written.as_ref().err().map(ToString::to_string);
+            let changed = *trouble != now;
+            *trouble = now;
+            changed
+        });
+    }
+
+    /// Puts a record in the place of the attempt's earlier one. What could not be
+    /// written whole is taken away again: on a full disk it would stand in the way of
+    /// the next one, and the earlier record stays as it was.
+    fn replace(&self, record: &Record, to_disk: bool) -> io::Result<()> {
         let path = self.path(record.attempt);
         let draft = path.with_extension("new");
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&draft)?;
-        file.write_all(&serde_json::to_vec(record)?)?;
-        fs::rename(draft, path)
+        let write = || {
+            let mut file = fs::OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&draft)?;
+            file.write_all(&serde_json::to_vec(record)?)?;
+            if to_disk {
+                file.sync_data()?;
+            }
+            fs::rename(&draft, path)
+        };
+        let written = write();
+        if written.is_err() {
+            // There may be none; the error that counts is the first.
+            drop(fs::remove_file(&draft));
+        }
+        written
     }
 
     /// Removes an attempt's record; one that is not there is no error.

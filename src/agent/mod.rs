@@ -9,8 +9,10 @@
 //! them; [`attempt`] is one attempt from wake-up to settlement, [`output`] and
 //! [`stream`] what it says on the way, [`journal`] what it holds on disk;
 //! [`heartbeat`] renews leases and catches up; [`wakeup`] listens to
-//! `node:ID`; [`commands`] does what the owner asks from afar; [`clock`] and [`status`] tell the owner; [`process`] makes it a
-//! background process.
+//! `node:ID`; [`commands`] does what the owner asks from afar; [`clock`],
+//! [`status`] and [`progress`] tell the owner, [`admin`] whoever asks on this
+//! machine, [`notify`] its service manager; [`logbook`] is the log; [`process`]
+//! makes it a background process.
 //!
 //! Invariants
 //! - Every task is in the `JoinSet` of [`Agent::run`] or of the table; none is
@@ -19,14 +21,18 @@
 //! - Work goes on while the control plane is away; nothing depends on a message
 //!   arriving.
 
+pub mod admin;
 mod attempt;
 pub(crate) mod clock;
 mod commands;
 mod heartbeat;
 mod journal;
+pub mod logbook;
+pub mod notify;
 mod output;
 mod preparation;
 pub mod process;
+mod progress;
 pub mod status;
 mod stream;
 mod table;
@@ -45,13 +51,16 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use url::Url;
 
+use self::admin::server::{AdminContext, run_admin};
 use self::attempt::AttemptContext;
 use self::commands::{CommandContext, run_commands};
 use self::heartbeat::{HeartbeatContext, run_heartbeat};
 use self::journal::{Journal, Record};
+use self::logbook::Logbook;
+use self::notify::{Notifier, run_watchdog};
 pub use self::preparation::prepare;
 use self::process::ProcessFiles;
-use self::status::{Monitor, StatusFile, run_status_file};
+use self::status::{Monitor, StatusFile, StatusSources, run_status_file};
 use self::table::{CatchUp, Held, Table, TableEvent};
 use self::wakeup::{WakeupContext, run_wakeups};
 use crate::control::realtime::{EndpointError, Realtime, RealtimeEndpoint};
@@ -65,12 +74,6 @@ use crate::identity::Keys;
 /// How many events may wait for the table. More only means that a heartbeat
 /// waits a moment.
 const EVENTS: usize = 256;
-
-/// The size at which the log of a background agent is moved aside, in bytes.
-const LOG_CAP: u64 = 5 * 1024 * 1024;
-
-/// How often the log's size is looked at.
-const LOG_LOOK: Duration = Duration::from_secs(60);
 
 /// The most time for handing attempts back at the end.
 const HAND_BACK_TIME: Duration = Duration::from_secs(5);
@@ -127,8 +130,10 @@ pub struct AgentOptions {
     pub files: ProcessFiles,
     /// How long running attempts may finish when the agent is told to stop.
     pub grace: Duration,
-    /// Whether standard error is the log file of a background agent.
-    pub rotate_log: bool,
+    /// The log of this process.
+    pub logbook: Logbook,
+    /// The service manager, if one started the agent.
+    pub notifier: Notifier,
 }
 
 /// Who an agent is, as it introduces itself to its owner.
@@ -249,6 +254,12 @@ impl Agent {
             stream_rate: stream_rate_view,
             lease: duration(registration.lease_secs),
         });
+        let status = StatusSources {
+            monitor: monitor.clone(),
+            held: held_view.clone(),
+            joined: joined_view.clone(),
+            journal_trouble: context.journal.trouble(),
+        };
         let mut table = Table::new(context, held);
         for record in unfinished {
             table.resume(record);
@@ -256,12 +267,28 @@ impl Agent {
 
         let mut tasks = JoinSet::new();
         tasks.spawn(run_status_file(
-            monitor.clone(),
+            status.clone(),
             StatusFile::new(options.files.status()),
-            held_view.clone(),
-            joined_view.clone(),
             shutdown.clone(),
         ));
+        tasks.spawn(run_admin(
+            AdminContext {
+                files: options.files,
+                status,
+                table: events.clone(),
+                engines: engines.clone(),
+                rpc: rpc.clone(),
+                drained: drained.clone(),
+                logbook: options.logbook,
+            },
+            shutdown.clone(),
+        ));
+        let notifier = Arc::new(options.notifier);
+        tasks.spawn({
+            let (notifier, table) = (Arc::clone(&notifier), events.clone());
+            let shutdown = shutdown.clone();
+            async move { run_watchdog(&notifier, table, shutdown).await }
+        });
         let refresh = (session.clone(), shutdown.clone());
         tasks.spawn(async move { refresh.0.run_refresh(refresh.1).await });
         tasks.spawn(run_wakeups(
@@ -296,17 +323,16 @@ impl Agent {
         if let [offer] = &registration.offers[..] {
             tasks.spawn(run_warm_up(engines.clone(), offer.model.clone(), shutdown.clone()));
         }
-        if options.rotate_log {
-            tasks.spawn(run_log_rotation(options.files, shutdown.clone()));
-        }
         let mut attempts = JoinSet::new();
         attempts.spawn(table.run(queue));
         let claimed = CatchUp { offered: claim.attempts, cancel: claim.cancel, lost: claim.lost };
         tell(&events, TableEvent::CatchUp(claimed)).await;
+        notifier.ready("Takes work.");
 
         reached(&mut stop, Stop::Drain).await;
         info!(grace_secs = options.grace.as_secs(), "taking no more work");
         monitor.draining();
+        notifier.stopping();
         tell(&events, TableEvent::Drain).await;
         draining.send_replace(true);
         let now = wind_up(&mut attempts, &events, options.grace, &mut stop).await;
@@ -378,19 +404,6 @@ async fn run_warm_up(engines: EnginePool, model: String, shutdown: CancellationT
             Ok(_engine) => info!(model, "the engine is ready"),
             Err(error) => warn!(model, error = %error, "the engine could not be started"),
         },
-    }
-}
-
-/// Keeps the log of a background agent below its cap.
-async fn run_log_rotation(files: ProcessFiles, shutdown: CancellationToken) {
-    loop {
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(LOG_LOOK) => {}
-        }
-        if let Err(error) = process::rotate_log(&files, LOG_CAP) {
-            warn!(error = %error, "the log could not be moved aside");
-        }
     }
 }
 

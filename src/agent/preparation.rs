@@ -4,6 +4,8 @@
 //! What would fail at the first job fails here already, in words for the owner:
 //! no Docker, an image or a model's file that is not there or is another one.
 
+use super::logbook::Logbook;
+use super::notify::Notifier;
 use super::process::ProcessFiles;
 use super::{AgentError, AgentOptions};
 use crate::config::{Config, Directories, ModelConfig, ModelSource, NodeConfig};
@@ -26,6 +28,7 @@ pub async fn prepare(
     control: ControlPlane,
     keys: Keys,
     files: ProcessFiles,
+    logbook: Logbook,
 ) -> Result<AgentOptions, AgentError> {
     let catalogue = Catalogue::load(&directories.config().join("engines.toml"))?;
     let socket = format!("unix://{}", config.docker().socket.display());
@@ -55,7 +58,8 @@ pub async fn prepare(
         offers,
         files,
         grace: node.grace,
-        rotate_log: false,
+        logbook,
+        notifier: Notifier::default(),
     })
 }
 

@@ -1,5 +1,5 @@
 //! The agent as a process of the machine: one at a time, in the background,
-//! with a log that does not grow without end.
+//! and reached by the processes of its owner.
 //!
 //! `infernet start` starts the same binary again as a session of its own and
 //! waits on the child's standard output for one line, a [`Readiness`]. Whether
@@ -19,7 +19,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use super::Introduction;
+use super::{Introduction, logbook};
 use crate::command_error::RelayedError;
 
 /// How often a waiting `infernet stop` looks whether the agent is gone.
@@ -129,6 +129,16 @@ impl ProcessFiles {
         self.runtime_dir.join("agent.json")
     }
 
+    /// Returns the path of the admin socket.
+    pub fn admin(&self) -> PathBuf {
+        self.runtime_dir.join("agent.sock")
+    }
+
+    /// Returns the runtime directory.
+    pub fn runtime_dir(&self) -> &Path {
+        &self.runtime_dir
+    }
+
     /// Returns the path of the log.
     pub fn log(&self) -> PathBuf {
         self.state_dir.join("agent.log")
@@ -177,8 +187,10 @@ impl PidFile {
                 Err((_file, errno)) => return Err(ProcessError::file(&path)(errno.into())),
             }
         };
-        lock.set_len(0)
-            .and_then(|()| writeln!(lock, "{}", std::process::id()))
+        // Over what an earlier agent wrote, which needs no room on a full disk.
+        let line = format!("{}\n", std::process::id());
+        lock.write_all(line.as_bytes())
+            .and_then(|()| lock.set_len(line.len() as u64))
             .map_err(ProcessError::file(&path))?;
         Ok(Self { _lock: lock })
     }
@@ -261,13 +273,17 @@ pub fn spawn_background(
     patience: Duration,
 ) -> Result<Readiness, ProcessError> {
     files.prepare()?;
-    let log = open_log(&files.log())?;
+    let path = files.log();
+    let log = logbook::open(&path).map_err(ProcessError::file(&path))?;
     let binary = std::env::current_exe().map_err(ProcessError::Spawn)?;
     let mut child = std::process::Command::new(binary)
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(log)
+        // It is no service of its own: nobody waits for what it would say there.
+        .env_remove("NOTIFY_SOCKET")
+        .env_remove("WATCHDOG_USEC")
         .spawn()
         .map_err(ProcessError::Spawn)?;
     match wait_for_line(&mut child, patience) {
@@ -334,38 +350,6 @@ pub fn report(readiness: &Readiness) -> Result<(), ProcessError> {
     write().map_err(ProcessError::Spawn)
 }
 
-fn open_log(path: &Path) -> Result<File, ProcessError> {
-    fs::OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(ProcessError::file(path))
-}
-
-/// Moves a log that has outgrown `cap` bytes aside, as `agent.log.1`, and
-/// points standard error at a new one. Answers whether it did.
-///
-/// Only one earlier log is kept, so that both together stay below twice the
-/// cap, plus what one interval between two calls writes.
-pub fn rotate_log(files: &ProcessFiles, cap: u64) -> Result<bool, ProcessError> {
-    let Some(log) = renew_log(files, cap)? else { return Ok(false) };
-    nix::unistd::dup2_stderr(&log)
-        .map_err(|errno| ProcessError::File { path: files.log(), source: errno.into() })?;
-    Ok(true)
-}
-
-/// Moves a log that is too large aside and opens a new one in its place.
-fn renew_log(files: &ProcessFiles, cap: u64) -> Result<Option<File>, ProcessError> {
-    let path = files.log();
-    let size = fs::metadata(&path).map_or(0, |metadata| metadata.len());
-    if size <= cap {
-        return Ok(None);
-    }
-    fs::rename(&path, path.with_extension("log.1")).map_err(ProcessError::file(&path))?;
-    open_log(&path).map(Some)
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
@@ -394,33 +378,5 @@ mod tests {
         assert_eq!(stop(&files, false, Duration::ZERO).unwrap(), None);
         let mode = fs::metadata(files.pid()).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-    }
-
-    #[test]
-    fn a_small_log_is_left_alone() {
-        let home = tempfile::tempdir().unwrap();
-        let files = files(&home);
-        files.prepare().unwrap();
-        assert!(!rotate_log(&files, 10).unwrap());
-        fs::write(files.log(), "short").unwrap();
-        assert!(!rotate_log(&files, 10).unwrap());
-    }
-
-    #[test]
-    fn a_large_log_is_kept_once_and_the_new_one_is_private() {
-        let home = tempfile::tempdir().unwrap();
-        let files = files(&home);
-        files.prepare().unwrap();
-        for text in ["the first long log", "the second long log"] {
-            fs::write(files.log(), text).unwrap();
-            let mut log = renew_log(&files, 10).unwrap().unwrap();
-            log.write_all(b"new").unwrap();
-            let kept = home.path().join("state/agent.log.1");
-            assert_eq!(fs::read_to_string(kept).unwrap(), text);
-            assert_eq!(fs::read_to_string(files.log()).unwrap(), "new");
-        }
-        let mode = fs::metadata(files.log()).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
-        assert_eq!(fs::read_dir(home.path().join("state")).unwrap().count(), 2);
     }
 }

@@ -73,6 +73,9 @@ pub struct AgentStatus {
     /// By how much this machine's clock is ahead of the server's, in
     /// milliseconds; negative when behind.
     pub clock_ahead_ms: Option<i64>,
+    /// Why attempts cannot be written down at present, such as a full disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub journal_trouble: Option<String>,
 }
 
 /// Collects what the agent's tasks know of its state.
@@ -95,6 +98,7 @@ impl Monitor {
                 running: 0,
                 last_heartbeat: None,
                 clock_ahead_ms: None,
+                journal_trouble: None,
             }),
         }
     }
@@ -142,22 +146,46 @@ impl Monitor {
     }
 }
 
+/// What the agent's status is made of.
+#[derive(Clone, Debug)]
+pub(super) struct StatusSources {
+    /// What the tasks said.
+    pub(super) monitor: Monitor,
+    /// What is running.
+    pub(super) held: watch::Receiver<Vec<Held>>,
+    /// Whether wake-ups arrive by Realtime.
+    pub(super) joined: watch::Receiver<bool>,
+    /// Why attempts cannot be written down.
+    pub(super) journal_trouble: watch::Receiver<Option<String>>,
+}
+
+impl StatusSources {
+    /// Puts the status together as it is now.
+    pub(super) fn now(&self) -> AgentStatus {
+        let mut current = self.monitor.status.borrow().clone();
+        current.running = self.held.borrow().len();
+        current.wakeups =
+            if *self.joined.borrow() { Wakeups::Realtime } else { Wakeups::Heartbeat };
+        current.journal_trouble.clone_from(&self.journal_trouble.borrow());
+        current
+    }
+}
+
 /// Keeps the file in step with the agent's state until it is told to end, and
 /// removes it then.
 pub(super) async fn run_status_file(
-    monitor: Monitor,
+    mut sources: StatusSources,
     file: StatusFile,
-    mut held: watch::Receiver<Vec<Held>>,
-    mut joined: watch::Receiver<bool>,
     shutdown: CancellationToken,
 ) {
-    let mut status = monitor.status.subscribe();
+    let mut status = sources.monitor.status.subscribe();
     let mut broken = false;
     loop {
-        let mut current = status.borrow_and_update().clone();
-        current.running = held.borrow_and_update().len();
-        current.wakeups =
-            if *joined.borrow_and_update() { Wakeups::Realtime } else { Wakeups::Heartbeat };
+        status.mark_unchanged();
+        sources.held.mark_unchanged();
+        sources.joined.mark_unchanged();
+        sources.journal_trouble.mark_unchanged();
+        let current = sources.now();
         match file.write(&current) {
             Ok(()) => broken = false,
             Err(error) if !broken => {
@@ -169,8 +197,9 @@ pub(super) async fn run_status_file(
         tokio::select! {
             () = shutdown.cancelled() => break,
             Ok(()) = status.changed() => {}
-            Ok(()) = held.changed() => {}
-            Ok(()) = joined.changed() => {}
+            Ok(()) = sources.held.changed() => {}
+            Ok(()) = sources.joined.changed() => {}
+            Ok(()) = sources.journal_trouble.changed() => {}
         }
         tokio::select! {
             () = shutdown.cancelled() => break,

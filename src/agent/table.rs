@@ -4,19 +4,22 @@
 //! bounded queue: a wake-up, the answer of a heartbeat, the end of the agent.
 //! Each attempt is one task in the table's `JoinSet`; what the control plane
 //! gave for a completed one (`next`) comes back as that task's result. Nothing
-//! is shared but two watch channels: the attempts to name in the next
-//! heartbeat, and each attempt's order to stop.
+//! is shared but two watch channels, the attempts to name in the next heartbeat
+//! and each attempt's order to stop, and how far each attempt is.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{Id, JoinError, JoinSet};
+use tokio::time::timeout;
 use tracing::{debug, error, info};
 
+use super::admin::{AttemptView, Counters};
 use super::attempt::{self, AttemptContext, StopReason};
 use super::journal::Record;
+use super::progress::{Ended, Progress, count};
 use crate::control::rpc::OfferedAttempt;
 use crate::id::{AttemptId, JobId};
 
@@ -32,6 +35,31 @@ pub(super) enum TableEvent {
     Drain,
     /// Hand back what is still running.
     HandBack,
+    /// Say what is in work and what has happened. The answer also proves that
+    /// the table still takes its turns.
+    Look(oneshot::Sender<TableView>),
+}
+
+/// What the table holds at one moment.
+#[derive(Clone, Debug, Default)]
+pub(super) struct TableView {
+    /// The attempts in work, oldest first.
+    pub(super) attempts: Vec<AttemptView>,
+    /// What has happened.
+    pub(super) counters: Counters,
+}
+
+/// Asks the table what it holds; `None` when it does not answer in time.
+pub(super) async fn look(
+    table: &mpsc::Sender<TableEvent>,
+    patience: Duration,
+) -> Option<TableView> {
+    let (answer, answered) = oneshot::channel();
+    let asking = async {
+        table.send(TableEvent::Look(answer)).await.ok()?;
+        answered.await.ok()
+    };
+    timeout(patience, asking).await.ok().flatten()
 }
 
 /// The part of a heartbeat's answer that concerns attempts.
@@ -49,23 +77,20 @@ pub(super) struct CatchUp {
 #[derive(Clone, Debug)]
 pub(super) struct Held {
     attempt: AttemptId,
-    started: Arc<AtomicBool>,
+    progress: Arc<Progress>,
 }
 
 /// Lists the attempts to name to the control plane: those that it has
 /// confirmed as running here. One that is still being started is not named, so
 /// that it cannot be answered as lost.
 pub(super) fn named(held: &[Held]) -> Vec<AttemptId> {
-    held.iter()
-        .filter(|held| held.started.load(Ordering::Relaxed))
-        .map(|held| held.attempt)
-        .collect()
+    held.iter().filter(|held| held.progress.is_taken()).map(|held| held.attempt).collect()
 }
 
 #[derive(Debug)]
 struct Entry {
     task: Id,
-    started: Arc<AtomicBool>,
+    progress: Arc<Progress>,
     stop: watch::Sender<Option<StopReason>>,
 }
 
@@ -74,22 +99,32 @@ struct Entry {
 pub(super) struct Table {
     context: Arc<AttemptContext>,
     entries: HashMap<AttemptId, Entry>,
-    tasks: JoinSet<Option<OfferedAttempt>>,
+    tasks: JoinSet<Ended>,
     held: watch::Sender<Vec<Held>>,
+    counters: Counters,
     draining: bool,
 }
 
 impl Table {
     /// Makes an empty table that publishes what it holds to `held`.
     pub(super) fn new(context: Arc<AttemptContext>, held: watch::Sender<Vec<Held>>) -> Self {
-        Self { context, entries: HashMap::new(), tasks: JoinSet::new(), held, draining: false }
+        Self {
+            context,
+            entries: HashMap::new(),
+            tasks: JoinSet::new(),
+            held,
+            counters: Counters::default(),
+            draining: false,
+        }
     }
 
     /// Takes up a finished answer of an earlier run that was not handed in.
     pub(super) fn resume(&mut self, record: Record) {
         let attempt = record.attempt;
         let context = Arc::clone(&self.context);
-        self.insert(attempt, true, |_started, stop| attempt::resume(context, record, stop));
+        let progress = Arc::new(Progress::resumed(record.job));
+        self.counters.resumed += 1;
+        self.insert(attempt, progress, |stop| attempt::resume(context, record, stop));
     }
 
     /// Runs until it is drained, or until the queue closes, which stops every
@@ -124,6 +159,10 @@ impl Table {
                 }
             }
             TableEvent::Drain => self.draining = true,
+            TableEvent::Look(answer) => {
+                // Who asked may have gone.
+                let _gone = answer.send(self.view());
+            }
             TableEvent::HandBack => {
                 self.draining = true;
                 let all: Vec<_> = self.entries.keys().copied().collect();
@@ -144,23 +183,22 @@ impl Table {
             return;
         }
         let context = Arc::clone(&self.context);
-        self.insert(attempt, false, |started, stop| {
-            attempt::run(context, attempt, job, started, stop)
-        });
+        let progress = Arc::new(Progress::new(job));
+        let seen = Arc::clone(&progress);
+        self.insert(attempt, progress, |stop| attempt::run(context, attempt, job, seen, stop));
     }
 
     fn insert<F>(
         &mut self,
         attempt: AttemptId,
-        started: bool,
-        task: impl FnOnce(Arc<AtomicBool>, watch::Receiver<Option<StopReason>>) -> F,
+        progress: Arc<Progress>,
+        task: impl FnOnce(watch::Receiver<Option<StopReason>>) -> F,
     ) where
-        F: Future<Output = Option<OfferedAttempt>> + Send + 'static,
+        F: Future<Output = Ended> + Send + 'static,
     {
-        let started = Arc::new(AtomicBool::new(started));
         let (stop, stopped) = watch::channel(None);
-        let task = self.tasks.spawn(task(Arc::clone(&started), stopped)).id();
-        self.entries.insert(attempt, Entry { task, started, stop });
+        let task = self.tasks.spawn(task(stopped)).id();
+        self.entries.insert(attempt, Entry { task, progress, stop });
         self.publish();
     }
 
@@ -177,9 +215,12 @@ impl Table {
         });
     }
 
-    fn ended(&mut self, ended: Result<(Id, Option<OfferedAttempt>), JoinError>) {
+    fn ended(&mut self, ended: Result<(Id, Ended), JoinError>) {
         let (task, next) = match ended {
-            Ok(ended) => ended,
+            Ok((task, Ended { outcome, next })) => {
+                count(&mut self.counters, outcome);
+                (task, next)
+            }
             Err(error) => {
                 // A defect of ours: the attempt's lease runs out on its own.
                 error!(error = %error, "an attempt's task broke off");
@@ -193,13 +234,20 @@ impl Table {
         }
     }
 
+    fn view(&self) -> TableView {
+        let mut attempts: Vec<AttemptView> =
+            self.entries.iter().map(|(attempt, entry)| entry.progress.view(*attempt)).collect();
+        attempts.sort_by(|one, other| other.age_secs.total_cmp(&one.age_secs));
+        TableView { attempts, counters: self.counters }
+    }
+
     fn publish(&self) {
         self.held.send_replace(
             self.entries
                 .iter()
                 .map(|(attempt, entry)| Held {
                     attempt: *attempt,
-                    started: Arc::clone(&entry.started),
+                    progress: Arc::clone(&entry.progress),
                 })
                 .collect(),
         );

@@ -2,6 +2,8 @@
 
 use super::{CommandError, Kind};
 use crate::agent::AgentError;
+use crate::agent::admin::AdminError;
+use crate::agent::logbook::BadFilter;
 use crate::agent::process::ProcessError;
 use crate::engine::EngineError;
 
@@ -64,5 +66,28 @@ impl From<ProcessError> for CommandError {
             }
         };
         Self::new(kind, error).hint(hint)
+    }
+}
+
+impl From<AdminError> for CommandError {
+    fn from(error: AdminError) -> Self {
+        let (kind, hint) = match error {
+            AdminError::Refused(error) => return (*error).into(),
+            AdminError::NotRunning => (Kind::User, "Start it with: infernet start"),
+            AdminError::Forbidden { .. } => {
+                (Kind::User, "Ask as the user who started it, or as root.")
+            }
+            AdminError::Slow { .. } => (Kind::Unavailable, "Read its log: infernet logs"),
+            AdminError::Broken { .. } => (Kind::Unavailable, "Restart it: infernet restart"),
+            AdminError::OtherVersion => return Self::new(Kind::User, error),
+        };
+        Self::new(kind, error).hint(hint)
+    }
+}
+
+impl From<BadFilter> for CommandError {
+    fn from(error: BadFilter) -> Self {
+        Self::new(Kind::User, error)
+            .hint("Use error, warn, info, debug or trace, or a filter such as infernet=debug,warn.")
     }
 }

@@ -43,6 +43,7 @@ use std::process::ExitCode;
 use clap::{ArgAction, Parser, Subcommand};
 
 pub use self::output::Output;
+use crate::agent::logbook::Logbook;
 use crate::agent::process::ProcessFiles;
 use crate::command_error::{CommandError, Kind};
 use crate::config::{Config, Directories, Overrides};
@@ -213,11 +214,14 @@ pub(crate) struct Context {
     pub(crate) directories: Directories,
     /// What flags and environment say.
     pub(crate) overrides: Overrides,
+    /// The log of this process.
+    pub(crate) logbook: Logbook,
 }
 
 impl Context {
     fn new(global: &GlobalArgs) -> Result<Self, CommandError> {
         Ok(Self {
+            logbook: Logbook::new("", None),
             output: Output::new(global.json, global.quiet),
             directories: Directories::from_env()?,
             overrides: Overrides {
@@ -312,8 +316,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<(), CommandError> {
-    let context = Context::new(&cli.global)?;
-    log::start(&log_filter(&cli, &context))?;
+    let mut context = Context::new(&cli.global)?;
+    context.logbook = log::start(&log_filter(&cli, &context))?;
     install_tls_provider();
     // A control plane gets threads; an agent mostly waits and a command is gone
     // in a moment: one is enough for them, and costs less.

@@ -8,6 +8,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use super::Context;
+use crate::agent::logbook::Rotation;
+use crate::agent::notify::Notifier;
 use crate::agent::process::{self, PidFile, ProcessFiles, Readiness};
 use crate::agent::{Agent, Introduction, Stop, prepare};
 use crate::command_error::{CommandError, RelayedError};
@@ -99,12 +101,16 @@ async fn serve(
     let node = config.node()?;
     let keys = Keys::load(&context.directories.node_key())?;
     let _only_agent = PidFile::take(&files)?;
+    let logbook = context.logbook.clone();
+    if args.in_background {
+        logbook.into_file(&files.log(), Rotation::default(), true)?;
+    }
     let mut signals = Signals::install()?;
     let starting = async {
         let control = context.control(&config).await?;
         let mut options =
-            prepare(&config, node, &context.directories, control, keys, files).await?;
-        options.rotate_log = args.in_background;
+            prepare(&config, node, &context.directories, control, keys, files, logbook).await?;
+        options.notifier = Notifier::from_env();
         if let Some(grace) = args.grace {
             options.grace = Duration::from_secs(grace);
         }
