@@ -280,18 +280,17 @@ impl Admin {
 
 /// Describes every GPU that the driver knows.
 fn look_at_gpus() -> Vec<GpuView> {
-    let gpus = hardware::nvml::gpus().unwrap_or_default();
-    (0..)
-        .zip(gpus)
-        .map(|(index, gpu)| GpuView {
-            index,
-            name: Some(gpu.name),
-            memory_bytes: Some(gpu.memory_bytes),
-            memory_used_bytes: None,
-            use_percent: None,
-            temperature_celsius: None,
-            power_watts: None,
-            complaints: Vec::new(),
+    let cards = hardware::gpus().cards.into_iter();
+    cards
+        .map(|card| GpuView {
+            index: card.index,
+            name: card.name,
+            memory_bytes: card.memory_bytes,
+            memory_used_bytes: card.memory_used_bytes,
+            use_percent: card.use_percent,
+            temperature_celsius: card.temperature_celsius,
+            power_watts: card.power_watts,
+            complaints: card.complaints,
         })
         .collect()
 }
