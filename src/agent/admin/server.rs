@@ -49,6 +49,9 @@ const STANDING_AGE: Duration = Duration::from_secs(5);
 /// How long a look at the GPUs is good enough.
 const GPU_AGE: Duration = Duration::from_secs(1);
 
+/// How long a machine without GPUs is believed to have none.
+const NO_GPU_AGE: Duration = Duration::from_secs(300);
+
 /// The most lines of the log in one answer.
 const LOG_LINES: usize = 500;
 
@@ -268,7 +271,7 @@ impl Admin {
     async fn gpus(&self) -> Vec<GpuView> {
         let mut known = self.gpus.lock().await;
         if let Some((at, gpus)) = &*known
-            && at.elapsed() < GPU_AGE
+            && at.elapsed() < if gpus.is_empty() { NO_GPU_AGE } else { GPU_AGE }
         {
             return gpus.clone();
         }
