@@ -66,6 +66,7 @@ mod cli;
 mod cli_ids;
 #[cfg(feature = "stack")]
 mod consumer;
+mod engine_breakout;
 mod engine_endpoint;
 #[cfg(feature = "stack")]
 mod engine_escapes;
