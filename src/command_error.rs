@@ -16,6 +16,8 @@
 //! | 255 | `internal` | a bug |
 
 mod agent;
+#[cfg(feature = "proxy")]
+mod proxy;
 mod relay;
 
 use std::error::Error;

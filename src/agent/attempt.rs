@@ -305,7 +305,7 @@ fn request_kind(kind: JobKind) -> Option<RequestKind> {
     match kind {
         JobKind::Chat => Some(RequestKind::Chat),
         JobKind::Completion => Some(RequestKind::Completion),
-        JobKind::Container | JobKind::Unknown => None,
+        JobKind::Embedding | JobKind::Container | JobKind::Unknown => None,
     }
 }
 

@@ -25,6 +25,8 @@ mod operator;
 mod output;
 mod owner;
 mod prompt;
+#[cfg(feature = "proxy")]
+mod proxy;
 mod register;
 mod run;
 mod screen;
@@ -136,6 +138,9 @@ enum Command {
     Model(model::Args),
     /// Show the balance
     Balance(balance::Args),
+    /// Answer OpenAI's API on this machine
+    #[cfg(feature = "proxy")]
+    Proxy(proxy::Args),
     /// Check the signed receipt of a job
     Verify(verify::Args),
     /// Act as the owner of nodes
@@ -164,6 +169,8 @@ impl Command {
         match self {
             #[cfg(feature = "stack")]
             Self::Up(_) => true,
+            #[cfg(feature = "proxy")]
+            Self::Proxy(_) => true,
             Self::Start(args) => args.is_agent(),
             _ => false,
         }
@@ -196,6 +203,8 @@ impl Command {
             Self::Job(args) => job::run(args, &context).await,
             Self::Model(args) => model::run(args, &context).await,
             Self::Balance(args) => balance::run(&args, &context).await,
+            #[cfg(feature = "proxy")]
+            Self::Proxy(args) => Box::pin(proxy::run(&args, &context)).await,
             Self::Completion(args) => completion::run(&args, &context),
             #[cfg(feature = "stack")]
             Self::Up(args) => up::run(args, &context).await,

@@ -72,6 +72,11 @@ impl Directories {
         self.config.join("config.toml")
     }
 
+    /// Returns the key that clients of the proxy show.
+    pub fn proxy_key(&self) -> PathBuf {
+        self.config.join("proxy.key")
+    }
+
     /// Returns the key of the person: owner, consumer or operator.
     pub fn owner_key(&self) -> PathBuf {
         self.config.join("owner.key")

@@ -25,9 +25,11 @@ pub mod openai;
 pub mod pool;
 pub mod sandbox;
 mod supervisor;
+mod tool_calls;
 pub mod transport;
 
 pub use catalogue::{Catalogue, EngineEntry, EngineKind, ServedModel};
 pub use error::EngineError;
 pub use openai::{EngineEvent, EngineRequest, EngineStream, Finish, RequestKind, Usage};
 pub use pool::{Engine, EngineConfig, EnginePool, EngineState};
+pub use tool_calls::TOOL_CALLS_MARK;

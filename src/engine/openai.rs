@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::engine::catalogue::EngineEntry;
 use crate::engine::error::EngineError;
 use crate::engine::pool::InUse;
+use crate::engine::tool_calls::{CallDelta, TOOL_CALLS_MARK, ToolCalls};
 use crate::engine::transport::{Answer, TransportError};
 
 /// How long an engine may take to the first token: reading a long prompt without a
@@ -42,6 +43,9 @@ const COMMON_KEYS: [&str; 8] = [
     "temperature",
     "top_p",
 ];
+
+/// Keys of a conversation that may call tools.
+const TOOL_KEYS: [&str; 3] = ["parallel_tool_calls", "tool_choice", "tools"];
 
 /// Keys that OpenAI's clients send and that say nothing to an engine, or that are set
 /// here in any case.
@@ -169,7 +173,8 @@ pub(super) fn shape(
     let mut body = Map::new();
     body.insert(content_key.to_owned(), content.clone());
     for (key, value) in given {
-        if COMMON_KEYS.contains(&key.as_str()) || own_keys.contains(key) {
+        let for_tools = request.kind == RequestKind::Chat && TOOL_KEYS.contains(&key.as_str());
+        if for_tools || COMMON_KEYS.contains(&key.as_str()) || own_keys.contains(key) {
             body.insert(key.clone(), value.clone());
         } else if key != content_key && !SET_OR_DROPPED_KEYS.contains(&key.as_str()) {
             return Err(bad(format!("The request's key `{key}` is not supported.")));
@@ -200,14 +205,18 @@ fn check_content(kind: RequestKind, content: &Value) -> Result<(), String> {
     };
     for message in messages {
         let role = message.get("role").and_then(Value::as_str);
-        if !matches!(role, Some("system" | "developer" | "user" | "assistant")) {
-            return Err("The `role` of a message must be system, user or assistant.".to_owned());
+        if !matches!(role, Some("system" | "developer" | "user" | "assistant" | "tool")) {
+            let words = "The `role` of a message must be system, user, assistant or tool.";
+            return Err(words.to_owned());
         }
+        // A model that called tools may have said nothing else.
+        let called = role == Some("assistant") && message.get("tool_calls").is_some();
         let is_text = match message.get("content") {
             Some(Value::String(_)) => true,
             Some(Value::Array(parts)) => {
                 parts.iter().all(|part| part.get("type").is_some_and(|kind| kind == "text"))
             }
+            None | Some(Value::Null) => called,
             _ => false,
         };
         if !is_text {
@@ -260,6 +269,7 @@ struct Choice {
 #[serde(default)]
 struct Delta {
     content: Option<String>,
+    tool_calls: Option<Vec<CallDelta>>,
 }
 
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
@@ -292,6 +302,7 @@ pub struct EngineStream {
     usage: Option<Usage>,
     estimated_input: u64,
     deltas: u64,
+    calls: ToolCalls,
     finish: Option<Finish>,
 }
 
@@ -334,6 +345,7 @@ impl EngineStream {
             usage: None,
             estimated_input,
             deltas: 0,
+            calls: ToolCalls::default(),
             finish: None,
         }
     }
@@ -445,13 +457,26 @@ impl EngineStream {
                 output_tokens: usage.completion_tokens,
             });
         }
-        let Some(choice) = chunk.choices.into_iter().next() else { return Ok(None) };
+        let Some(mut choice) = chunk.choices.into_iter().next() else { return Ok(None) };
+        let calls = choice.delta.as_mut().and_then(|delta| delta.tool_calls.take());
+        if !self.calls.add(calls.unwrap_or_default()) {
+            return Err(self.protocol("it calls more tools than an answer may"));
+        }
         match choice.finish_reason.as_deref() {
             None | Some("") => {}
             Some("length") => self.finish = Some(Finish::Length),
             Some(_) => self.finish = Some(Finish::Stop),
         }
-        let text = choice.delta.and_then(|delta| delta.content).or(choice.text);
+        let ended = choice.finish_reason.is_some_and(|reason| !reason.is_empty());
+        let mut text = choice.delta.and_then(|delta| delta.content).or(choice.text);
+        if let Some(text) = &mut text
+            && text.contains(TOOL_CALLS_MARK)
+        {
+            text.retain(|character| character != TOOL_CALLS_MARK);
+        }
+        if ended && let Some(calls) = self.calls.take() {
+            text.get_or_insert_default().push_str(&calls);
+        }
         match text {
             Some(text) if !text.is_empty() => {
                 self.deltas += 1;
@@ -569,7 +594,8 @@ mod tests {
             (json!([]), "must be a JSON object"),
             (json!({}), "needs `messages`"),
             (json!({"messages": []}), "list that is not empty"),
-            (json!({"messages": [{"role": "tool", "content": "x"}]}), "`role`"),
+            (json!({"messages": [{"role": "function", "content": "x"}]}), "`role`"),
+            (json!({"messages": [{"role": "user", "content": null}]}), "text"),
             (json!({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}), "text"),
             (json!({"messages": hello, "n": 2}), "`n` must be 1"),
             (json!({"messages": hello, "id_slot": 1}), "`id_slot` is not supported"),
@@ -601,6 +627,22 @@ mod tests {
                 EngineEvent::Done { finish: Finish::Length, input_tokens: 4, output_tokens: 2 },
             ]
         );
+    }
+
+    #[test]
+    fn calls_of_tools_follow_the_text_behind_their_mark() {
+        let input = concat!(
+            "data: {\"choices\":[{\"delta\":{\"content\":\"a\\u001eb\"}}]}\n",
+            "data: {\"choices\":[{\"delta\":{\"tool_calls\":[{\"index\":0,\"id\":\"x\",\"function\":",
+            "{\"name\":\"f\",\"arguments\":\"{\"}}]}}]}\n",
+            "data: {\"choices\":[{\"delta\":{\"tool_calls\":[{\"index\":0,\"function\":",
+            "{\"arguments\":\"}\"}}]}}]}\n",
+            "data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"tool_calls\"}]}\n",
+        );
+        let found: Vec<_> = events(input).into_iter().map(Result::unwrap).collect();
+        let text = |text: &str| EngineEvent::Delta { text: text.to_owned() };
+        let call = r#"[{"function":{"arguments":"{}","name":"f"},"id":"x","type":"function"}]"#;
+        assert_eq!(found, [text("ab"), text(&format!("{TOOL_CALLS_MARK}{call}"))]);
     }
 
     #[test]

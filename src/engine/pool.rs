@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -30,10 +30,6 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long the end of a container is waited for once its connection has broken.
 const DEATH_WAIT: Duration = Duration::from_millis(1500);
-
-/// How long a request waits for an engine that worked before and failed: an attempt
-/// that were given back at once would come back before the engine does.
-const COMEBACK_WAIT: Duration = Duration::from_secs(5);
 
 /// How long an engine may take over the words of a refusal, and how many it may use.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -95,8 +91,6 @@ pub(super) struct Supervised {
     pub(super) state: watch::Sender<State>,
     slots: Arc<Semaphore>,
     in_flight: AtomicUsize,
-    /// Answers that were read to their end.
-    answers: AtomicU64,
     last_used: Mutex<Instant>,
     supervised: Mutex<bool>,
 }
@@ -187,7 +181,6 @@ impl InUse {
 
     /// Gives a connection back that was used to its end.
     pub(super) fn recycle(&self, answer: Answer) {
-        self.model.answers.fetch_add(1, Ordering::Relaxed);
         if let Some(engine) = &self.engine {
             engine.transport.recycle(answer);
         }
@@ -225,11 +218,6 @@ impl Supervised {
     pub(super) fn idle_for(&self) -> Option<Duration> {
         (self.in_flight.load(Ordering::SeqCst) == 0)
             .then(|| self.last_used.lock().unwrap_or_else(PoisonError::into_inner).elapsed())
-    }
-
-    /// Returns how many answers were read to their end.
-    pub(super) fn answers(&self) -> u64 {
-        self.answers.load(Ordering::Relaxed)
     }
 
     /// Starts the idle time anew.
@@ -463,30 +451,23 @@ impl EnginePool {
     /// Returns a model's engine, asking its supervisor to start it where needed.
     async fn engine(&self, model: &Arc<Supervised>) -> Result<Engine, EngineError> {
         let mut states = model.state.subscribe();
-        let patience = if model.answers() > 0 { COMEBACK_WAIT } else { Duration::ZERO };
-        let limit = Instant::now() + patience;
         loop {
             if self.shared.shutdown.is_cancelled() {
                 return Err(EngineError::Stopping);
             }
-            let pause = match &*states.borrow_and_update() {
+            match &*states.borrow_and_update() {
                 State::Ready(engine) => return Ok(engine.clone()),
-                State::Failed { error, until } => {
-                    let now = Instant::now();
-                    if now < *until && limit < *until {
-                        return Err(error.clone());
-                    }
-                    Some(until.saturating_duration_since(now))
+                State::Failed { error, until } if Instant::now() < *until => {
+                    return Err(error.clone());
                 }
-                State::Starting { .. } | State::Stopped => None,
-            };
+                State::Starting { .. } | State::Stopped | State::Failed { .. } => {}
+            }
             self.supervise(model);
             model.state.send_if_modified(State::ask);
             tokio::select! {
                 () = self.shared.shutdown.cancelled() => {}
                 // The sender lives as long as the model.
                 _ = states.changed() => {}
-                () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {}
             }
         }
     }
@@ -564,7 +545,6 @@ impl Supervised {
             state: watch::Sender::new(state),
             slots: Arc::new(Semaphore::new(slots)),
             in_flight: AtomicUsize::new(0),
-            answers: AtomicU64::new(0),
             last_used: Mutex::new(Instant::now()),
             supervised: Mutex::new(false),
             served,

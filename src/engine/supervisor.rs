@@ -65,27 +65,20 @@ pub(super) async fn run_engine(model: Arc<Supervised>, shutdown: CancellationTok
                 }
             }
         }
-        let (begun, answers) = (Instant::now(), model.answers());
+        let begun = Instant::now();
         match life(&model, &shutdown).await {
             Ok(End::Shutdown) | Err(EngineError::Stopping) => return,
             Ok(End::Idle | End::Restart) => failures = 0,
             Ok(End::Died(exit)) => {
-                // One that answered was well, however soon it died.
-                let was_well = begun.elapsed() > HEALTHY_LIFE || model.answers() > answers;
-                failures = if was_well { 1 } else { failures + 1 };
+                failures = if begun.elapsed() > HEALTHY_LIFE { 1 } else { failures + 1 };
                 tracing::warn!(model = %model.name, %exit, failures, "an engine died");
                 revive(&model, exit, failures, &shutdown).await;
             }
             Err(error) => {
                 failures += 1;
                 tracing::warn!(model = %model.name, %error, failures, "an engine did not start");
-                let pause = pause(failures);
-                model.state.send_replace(State::Failed { error, until: Instant::now() + pause });
-                // One that worked before has lost Docker, memory or a GPU, which may be
-                // there again soon.
-                if model.answers() > 0 {
-                    start_again(&model, pause, failures, &shutdown).await;
-                }
+                let until = Instant::now() + pause(failures);
+                model.state.send_replace(State::Failed { error, until });
             }
         }
     }
@@ -168,17 +161,6 @@ async fn revive(model: &Supervised, exit: Exit, failures: u32, shutdown: &Cancel
         reason: format!("{exit}, and it is started again in a while"),
     };
     model.state.send_replace(State::Failed { error, until: Instant::now() + pause });
-    start_again(model, pause, failures, shutdown).await;
-}
-
-/// Asks for the next start after a pause, unless somebody did before, or there were too
-/// many.
-async fn start_again(
-    model: &Supervised,
-    pause: Duration,
-    failures: u32,
-    shutdown: &CancellationToken,
-) {
     if failures > RESTART_LIMIT {
         return;
     }

@@ -132,29 +132,7 @@ impl Keys {
     /// Refuses a file that is missing, a link, somebody else's, readable or
     /// writable by others, or in a directory that others may write.
     pub fn load(path: &Path) -> Result<Self, KeyFileError> {
-        let failed = |source| KeyFileError::Io { action: "read", path: path.to_owned(), source };
-        check_directory(&directory_of(path))?;
-        let file = OpenOptions::new()
-            .read(true)
-            // Neither a link is followed nor the opening of a pipe waited for.
-            .custom_flags((nix::fcntl::OFlag::O_NOFOLLOW | nix::fcntl::OFlag::O_NONBLOCK).bits())
-            .open(path)
-            .map_err(|error| match error.raw_os_error().map(nix::errno::Errno::from_raw) {
-                Some(nix::errno::Errno::ENOENT) => KeyFileError::Missing { path: path.to_owned() },
-                Some(nix::errno::Errno::ELOOP) => KeyFileError::NotAFile { path: path.to_owned() },
-                _ => failed(error),
-            })?;
-        // The checks look at the opened file, so that it cannot be exchanged
-        // between check and use.
-        let metadata = file.metadata().map_err(failed)?;
-        if !metadata.is_file() {
-            return Err(KeyFileError::NotAFile { path: path.to_owned() });
-        }
-        check_owner(path, metadata.uid())?;
-        let mode = metadata.permissions().mode() & 0o7777;
-        if mode & 0o077 != 0 {
-            return Err(KeyFileError::LoosePermissions { path: path.to_owned(), mode });
-        }
+        let file = open_private(path)?;
         Self::import(file).map_err(|_| KeyFileError::Corrupt { path: path.to_owned() })
     }
 
@@ -166,23 +144,11 @@ impl Keys {
     /// [`KeyFileError::Exists`] when anything is there already, and refuses a
     /// directory that others may write.
     pub fn store(&self, path: &Path) -> Result<(), KeyFileError> {
-        let failed = |source| KeyFileError::Io { action: "written", path: path.to_owned(), source };
-        let directory = directory_of(path);
-        DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(failed)?;
-        check_directory(&directory)?;
-        let draft = directory.join(format!(".key-{}.draft", uuid::Uuid::new_v4().simple()));
-        let result = self.write_draft(&draft).and_then(|()| {
-            // A hard link, unlike a rename, fails when the name is taken.
-            fs::hard_link(&draft, path)
-        });
-        let removed = fs::remove_file(&draft);
-        match result {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                return Err(KeyFileError::Exists { path: path.to_owned() });
-            }
-            other => other.and(removed).map_err(failed)?,
-        }
-        File::open(&directory).and_then(|opened| opened.sync_all()).map_err(failed)
+        let nsec = match self.0.secret_key().to_bech32() {
+            Ok(nsec) => nsec,
+            Err(never) => match never {},
+        };
+        keep_private(path, &nsec)
     }
 
     /// Loads the key of a file, or makes one and keeps it there. The second
@@ -233,21 +199,6 @@ impl Keys {
         pair.non_secure_erase();
         signature
     }
-
-    /// Writes the secret to a new file that only its owner can read.
-    fn write_draft(&self, draft: &Path) -> io::Result<()> {
-        let nsec = match self.0.secret_key().to_bech32() {
-            Ok(nsec) => nsec,
-            Err(never) => match never {},
-        };
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(draft)?;
-        // The mode of a new file is cut by the umask but never widened; an
-        // odd umask could still take the owner's own bits.
-        file.set_permissions(fs::Permissions::from_mode(0o600))?;
-        file.write_all(nsec.as_bytes())?;
-        file.write_all(b"\n")?;
-        file.sync_all()
-    }
 }
 
 impl fmt::Debug for Keys {
@@ -260,6 +211,77 @@ impl fmt::Display for Keys {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&self.npub())
     }
+}
+
+/// Opens a file that holds a secret for reading.
+///
+/// # Errors
+///
+/// Refuses a file that is missing, a link, somebody else's, readable or
+/// writable by others, or in a directory that others may write.
+pub(crate) fn open_private(path: &Path) -> Result<File, KeyFileError> {
+    let failed = |source| KeyFileError::Io { action: "read", path: path.to_owned(), source };
+    check_directory(&directory_of(path))?;
+    let file = OpenOptions::new()
+        .read(true)
+        // Neither a link is followed nor the opening of a pipe waited for.
+        .custom_flags((nix::fcntl::OFlag::O_NOFOLLOW | nix::fcntl::OFlag::O_NONBLOCK).bits())
+        .open(path)
+        .map_err(|error| match error.raw_os_error().map(nix::errno::Errno::from_raw) {
+            Some(nix::errno::Errno::ENOENT) => KeyFileError::Missing { path: path.to_owned() },
+            Some(nix::errno::Errno::ELOOP) => KeyFileError::NotAFile { path: path.to_owned() },
+            _ => failed(error),
+        })?;
+    // The checks look at the opened file, so that it cannot be exchanged
+    // between check and use.
+    let metadata = file.metadata().map_err(failed)?;
+    if !metadata.is_file() {
+        return Err(KeyFileError::NotAFile { path: path.to_owned() });
+    }
+    check_owner(path, metadata.uid())?;
+    let mode = metadata.permissions().mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(KeyFileError::LoosePermissions { path: path.to_owned(), mode });
+    }
+    Ok(file)
+}
+
+/// Keeps a secret as the one line of a new file of mode 0600, making its directory
+/// with mode 0700 when there is none. The file appears whole or not at all.
+///
+/// # Errors
+///
+/// [`KeyFileError::Exists`] when anything is there already, and refuses a
+/// directory that others may write.
+pub(crate) fn keep_private(path: &Path, text: &str) -> Result<(), KeyFileError> {
+    let failed = |source| KeyFileError::Io { action: "written", path: path.to_owned(), source };
+    let directory = directory_of(path);
+    DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(failed)?;
+    check_directory(&directory)?;
+    let draft = directory.join(format!(".key-{}.draft", uuid::Uuid::new_v4().simple()));
+    let result = write_draft(&draft, text).and_then(|()| {
+        // A hard link, unlike a rename, fails when the name is taken.
+        fs::hard_link(&draft, path)
+    });
+    let removed = fs::remove_file(&draft);
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            return Err(KeyFileError::Exists { path: path.to_owned() });
+        }
+        other => other.and(removed).map_err(failed)?,
+    }
+    File::open(&directory).and_then(|opened| opened.sync_all()).map_err(failed)
+}
+
+/// Writes a secret to a new file that only its owner can read.
+fn write_draft(draft: &Path, text: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(draft)?;
+    // The mode of a new file is cut by the umask but never widened; an
+    // odd umask could still take the owner's own bits.
+    file.set_permissions(fs::Permissions::from_mode(0o600))?;
+    file.write_all(text.as_bytes())?;
+    file.write_all(b"\n")?;
+    file.sync_all()
 }
 
 /// Returns the directory of a path; a bare file name is in the current one.

@@ -14,31 +14,24 @@
 //! Invariants: a query string is never logged (websockets carry their key
 //! there); a connection is one task of the server's set and ends with it.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::extract::{ConnectInfo, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::get;
 use deadpool_postgres::Pool;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::{Service as _, service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::READER_NAME;
+use crate::http_server::{Limits, serve};
 
 /// Connections at one time; more wait to be accepted.
 const CONNECTION_LIMIT: usize = 4096;
@@ -52,9 +45,6 @@ const REQUEST_LIMIT: Duration = Duration::from_secs(60);
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 /// How long the database may take to say that it is well.
 const HEALTH_LIMIT: Duration = Duration::from_secs(2);
-/// Pause after a connection could not be accepted, which lasts as a rule until
-/// a file descriptor is free.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Identifies a request in answers and logs.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -112,74 +102,8 @@ pub(super) async fn run_gateway(
     router: Router,
     shutdown: CancellationToken,
 ) {
-    let limit = Arc::new(Semaphore::new(CONNECTION_LIMIT));
-    let mut connections = JoinSet::new();
-    loop {
-        while connections.try_join_next().is_some() {}
-        let accept = async {
-            let permit = Arc::clone(&limit).acquire_owned().await;
-            (permit.expect("the semaphore is never closed"), listener.accept().await)
-        };
-        let (permit, accepted) = tokio::select! {
-            () = shutdown.cancelled() => break,
-            accepted = accept => accepted,
-        };
-        match accepted {
-            Ok((stream, peer)) => {
-                let serving = serve_connection(stream, peer, router.clone(), shutdown.clone());
-                connections.spawn(async move {
-                    serving.await;
-                    drop(permit);
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "a connection was not accepted");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-    drop(listener);
-    let drained = tokio::time::timeout(DRAIN_LIMIT, async {
-        while connections.join_next().await.is_some() {}
-    });
-    if drained.await.is_err() {
-        tracing::debug!(open = connections.len(), "connections are cut off");
-        connections.shutdown().await;
-    }
-}
-
-/// Serves one connection until its end.
-async fn serve_connection(
-    stream: TcpStream,
-    peer: SocketAddr,
-    router: Router,
-    shutdown: CancellationToken,
-) {
-    // Answers are small and awaited; nothing is gained by waiting for more.
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "a connection keeps its delay");
-    }
-    let router = TowerToHyperService::new(router);
-    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
-        request.extensions_mut().insert(ConnectInfo(peer));
-        router.call(request)
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(IDLE_LIMIT)
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades();
-    let mut connection = std::pin::pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = shutdown.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "a connection ended early");
-    }
+    let limits = Limits { connections: CONNECTION_LIMIT, idle: IDLE_LIMIT, drain: DRAIN_LIMIT };
+    serve(listener, router, limits, shutdown).await;
 }
 
 /// Gives each request an id and logs how it went.

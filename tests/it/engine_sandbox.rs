@@ -15,7 +15,7 @@ use infernet::engine::sandbox::{BindMount, LABEL_NODE, NOBODY, Sandbox};
 
 use crate::engine_image::docker;
 
-pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// The memory of the sandbox in these tests, in MiB.
 const MEMORY_MB: u64 = 64;
@@ -73,7 +73,7 @@ fn probe_image() -> String {
 }
 
 /// Runs a probe in a container with the given options and nothing else of ours.
-pub(crate) fn unrestricted(options: &[&str], probe: &[&str]) -> (bool, String) {
+fn unrestricted(options: &[&str], probe: &[&str]) -> (bool, String) {
     let image = probe_image();
     let mut arguments = vec!["run", "--rm"];
     if !options.contains(&"--network") {
@@ -90,7 +90,7 @@ pub(crate) fn unrestricted(options: &[&str], probe: &[&str]) -> (bool, String) {
 }
 
 /// Runs a probe in our sandbox.
-pub(crate) async fn sandboxed(probe: &[&str], change: impl FnOnce(&mut Sandbox)) -> (Exit, String) {
+async fn sandboxed(probe: &[&str], change: impl FnOnce(&mut Sandbox)) -> (Exit, String) {
     let host = ContainerHost::connect(None).await.unwrap();
     let image = host.image(&probe_image()).await.unwrap().unwrap();
     let mut sandbox = Sandbox {
@@ -118,7 +118,7 @@ pub(crate) async fn sandboxed(probe: &[&str], change: impl FnOnce(&mut Sandbox))
 }
 
 /// Proves that a probe works without our walls and fails within.
-pub(crate) async fn assert_walled(options: &[&str], probe: &[&str]) {
+async fn assert_walled(options: &[&str], probe: &[&str]) {
     let (success, said) = unrestricted(options, probe);
     assert!(success, "without limits, {probe:?} must succeed: {said}");
     let (exit, said) = sandboxed(probe, |_| {}).await;

@@ -66,7 +66,6 @@ mod cli;
 mod cli_ids;
 #[cfg(feature = "stack")]
 mod consumer;
-mod engine_breakout;
 mod engine_endpoint;
 #[cfg(feature = "stack")]
 mod engine_escapes;
@@ -75,6 +74,13 @@ mod engine_llama;
 mod engine_sandbox;
 #[cfg(feature = "stack")]
 mod hardware;
+
+#[cfg(all(feature = "proxy", feature = "stack"))]
+mod proxy;
+#[cfg(all(feature = "proxy", feature = "stack"))]
+mod proxy_clients;
+#[cfg(all(feature = "proxy", feature = "stack"))]
+mod proxy_world;
 
 #[cfg(feature = "stack")]
 mod actors;

@@ -118,6 +118,8 @@ pub enum JobKind {
     Chat,
     /// `{"prompt":"…"}`.
     Completion,
+    /// `{"input":"…"}`, or a list of texts: the output is the list of their vectors.
+    Embedding,
     /// A fresh container for one job.
     Container,
     /// A kind that this version does not know.
