@@ -11,7 +11,7 @@
 //! [`heartbeat`] renews leases and catches up; [`wakeup`] listens to
 //! `node:ID`; [`commands`] does what the owner asks from afar; [`clock`],
 //! [`status`] and [`progress`] tell the owner, [`admin`] whoever asks on this
-//! machine, [`notify`] its service manager; [`logbook`] is the log; [`process`]
+//! machine, [`notify`] its service manager, of which [`service`] makes use; [`logbook`] is the log; [`process`]
 //! makes it a background process.
 //!
 //! Invariants
@@ -33,6 +33,7 @@ mod output;
 mod preparation;
 pub mod process;
 mod progress;
+pub mod service;
 pub mod status;
 mod stream;
 mod table;

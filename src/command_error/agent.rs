@@ -5,6 +5,7 @@ use crate::agent::AgentError;
 use crate::agent::admin::AdminError;
 use crate::agent::logbook::BadFilter;
 use crate::agent::process::ProcessError;
+use crate::agent::service::ServiceError;
 use crate::engine::EngineError;
 
 impl From<AgentError> for CommandError {
@@ -89,5 +90,26 @@ impl From<BadFilter> for CommandError {
     fn from(error: BadFilter) -> Self {
         Self::new(Kind::User, error)
             .hint("Use error, warn, info, debug or trace, or a filter such as infernet=debug,warn.")
+    }
+}
+
+impl From<ServiceError> for CommandError {
+    fn from(error: ServiceError) -> Self {
+        let (kind, hint) = match &error {
+            ServiceError::NoSystemd => {
+                (Kind::User, "Have what starts programs here run: infernet start --foreground")
+            }
+            ServiceError::NotRoot => {
+                (Kind::User, "Use sudo, or make it a service of your own: --user")
+            }
+            ServiceError::UnknownUser(_) => (Kind::User, "Name a user that exists: --run-as USER"),
+            ServiceError::NoHome => (Kind::Config, "Set HOME."),
+            ServiceError::File { .. } => (Kind::Config, "Check who owns the file and its folder."),
+            ServiceError::BadPath(_) => (Kind::Config, "Choose another folder."),
+            ServiceError::Systemctl { .. } | ServiceError::Slow { .. } => {
+                (Kind::Unavailable, "Read what it logged: journalctl -u infernet")
+            }
+        };
+        Self::new(kind, error).hint(hint)
     }
 }

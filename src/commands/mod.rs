@@ -11,6 +11,7 @@ mod completion;
 mod doctor;
 #[cfg(feature = "stack")]
 mod down;
+mod drain;
 mod gpu;
 #[cfg(all(test, feature = "stack"))]
 mod help;
@@ -19,6 +20,7 @@ mod job;
 mod join;
 mod log;
 mod login;
+mod logs;
 mod model;
 mod node;
 mod operator;
@@ -28,8 +30,11 @@ mod prompt;
 #[cfg(feature = "proxy")]
 mod proxy;
 mod register;
+mod restart;
+mod resume;
 mod run;
 mod screen;
+mod service;
 mod start;
 mod status;
 mod stop;
@@ -128,6 +133,16 @@ enum Command {
     Start(start::Args),
     /// End this machine's agent
     Stop(stop::Args),
+    /// End this machine's agent and start it again
+    Restart(restart::Args),
+    /// Show what the agent logged
+    Logs(logs::Args),
+    /// Have this machine's node take no more work
+    Drain(drain::Args),
+    /// Have this machine's node take work again
+    Resume(resume::Args),
+    /// Make the agent a service of systemd
+    Service(service::Args),
     /// Show how this machine's node is
     Status(status::Args),
     /// Ask a model and print the answer while it is written
@@ -198,6 +213,11 @@ impl Command {
             Self::Operator(args) => operator::run(args, &context).await,
             Self::Start(args) => start::run(&args, &context).await,
             Self::Stop(args) => stop::run(&args, &context).await,
+            Self::Restart(args) => Box::pin(restart::run(&args, &context)).await,
+            Self::Logs(args) => logs::run(&args, &context).await,
+            Self::Drain(args) => drain::run(&args, &context).await,
+            Self::Resume(args) => resume::run(&args, &context).await,
+            Self::Service(args) => Box::pin(service::run(&args, &context)).await,
             Self::Status(args) => status::run(&args, &context).await,
             Self::Run(args) => run::run(args, &context).await,
             Self::Job(args) => job::run(args, &context).await,

@@ -24,7 +24,7 @@ const READY_TIME: Duration = Duration::from_secs(300);
 const BACKGROUND_FLAG: &str = "--in-background";
 
 /// The arguments of `infernet start`.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub(crate) struct Args {
     /// Stay in the foreground and log to stderr
     #[arg(long)]
@@ -69,8 +69,7 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), CommandErr
     if let Some(pid) = process::running(&files)? {
         return Err(process::ProcessError::AlreadyRunning { pid }.into());
     }
-    let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    arguments.push(BACKGROUND_FLAG.into());
+    let arguments = background_arguments(std::env::args_os());
     let readiness = {
         let files = files.clone();
         tokio::task::spawn_blocking(move || {
@@ -83,6 +82,26 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), CommandErr
         Readiness::Ready(introduction) => introduce(context, &introduction, Some(&files)),
         Readiness::Failed(failure) => Err(failure.into()),
     }
+}
+
+/// Makes the arguments of the agent in the background from the command line of this
+/// process: the same, beginning with `start` where it was `restart`.
+fn background_arguments(given: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut named = false;
+    let mut arguments: Vec<OsString> = given
+        .skip(1)
+        .filter_map(|argument| match argument.to_str() {
+            Some("restart") if !named => {
+                named = true;
+                Some("start".into())
+            }
+            // How the earlier agent was ended.
+            Some("--now") => None,
+            _ => Some(argument),
+        })
+        .collect();
+    arguments.push(BACKGROUND_FLAG.into());
+    arguments
 }
 
 /// Is the agent, from its start to its end.
@@ -195,4 +214,19 @@ fn introduce(
         output.talk("See infernet status; end it with: infernet stop");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_restart_begins_as_a_start_did() {
+        let made = |line: &str| {
+            let made = background_arguments(line.split(' ').map(OsString::from));
+            made.join(std::ffi::OsStr::new(" ")).into_string().unwrap()
+        };
+        assert_eq!(made("infernet start --grace 5"), "start --grace 5 --in-background");
+        assert_eq!(made("infernet -v restart --now"), "-v start --in-background");
+    }
 }

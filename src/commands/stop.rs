@@ -28,21 +28,7 @@ pub(crate) struct Args {
 
 /// Ends the agent and waits until it is gone.
 pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), CommandError> {
-    let files = context.process_files();
-    let patience = match args.wait {
-        Some(secs) => Duration::from_secs(secs),
-        None if args.now => WINDING_UP,
-        None => {
-            // A configuration that was broken meanwhile must not keep the
-            // agent from being stopped.
-            let grace = context.config().ok().and_then(|c| c.node().ok().map(|node| node.grace));
-            grace.unwrap_or(DEFAULT_GRACE) + WINDING_UP
-        }
-    };
-    let now = args.now;
-    let stopped = tokio::task::spawn_blocking(move || process::stop(&files, now, patience))
-        .await
-        .expect("waiting for a process does not panic")?;
+    let stopped = end(args.now, args.wait.map(Duration::from_secs), context).await?;
     let output = &context.output;
     if output.is_json() {
         output.object(&json!({"stopped": stopped.is_some(), "pid": stopped}))?;
@@ -53,4 +39,27 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), CommandErr
         None => output.talk("No agent is running on this machine."),
     }
     Ok(())
+}
+
+/// Ends the agent; answers its process, if one ran.
+pub(super) async fn end(
+    now: bool,
+    wait: Option<Duration>,
+    context: &Context,
+) -> Result<Option<i32>, CommandError> {
+    let files = context.process_files();
+    let patience = match wait {
+        Some(wait) => wait,
+        None if now => WINDING_UP,
+        None => {
+            // A configuration that was broken meanwhile must not keep the
+            // agent from being stopped.
+            let grace = context.config().ok().and_then(|c| c.node().ok().map(|node| node.grace));
+            grace.unwrap_or(DEFAULT_GRACE) + WINDING_UP
+        }
+    };
+    let stopped = tokio::task::spawn_blocking(move || process::stop(&files, now, patience))
+        .await
+        .expect("waiting for a process does not panic")?;
+    Ok(stopped)
 }

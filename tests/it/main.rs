@@ -5,6 +5,8 @@
 #[cfg(feature = "stack")]
 mod agent_commands;
 #[cfg(feature = "stack")]
+mod agent_daemon;
+#[cfg(feature = "stack")]
 mod agent_engine;
 #[cfg(feature = "stack")]
 mod agent_faults;
@@ -15,6 +17,8 @@ mod agent_gate;
 mod agent_jobs;
 #[cfg(feature = "stack")]
 mod agent_llama;
+#[cfg(feature = "stack")]
+mod agent_service;
 #[cfg(feature = "stack")]
 mod agent_start;
 #[cfg(feature = "stack")]
