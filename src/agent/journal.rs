@@ -142,7 +142,12 @@ impl Journal {
     pub(super) fn read(&self) -> io::Result<Vec<Record>> {
         let mut records = Vec::new();
         for entry in fs::read_dir(&self.directory)? {
-            let path = entry?.path();
+            let entry = entry?;
+            if !entry.file_type()?.is_file() {
+                // Not ours, such as the folder that a file system keeps its finds in.
+                continue;
+            }
+            let path = entry.path();
             match fs::read(&path).map(|bytes| serde_json::from_slice::<Record>(&bytes)) {
                 Ok(Ok(record)) if path.extension().is_some_and(|e| e == "json") => {
                     records.push(record);
