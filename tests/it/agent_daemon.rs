@@ -17,7 +17,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures_util::stream;
 use infernet::agent::admin::{self, EnginePhase, Snapshot, Stage};
-use infernet::agent::process::ProcessFiles;
+use infernet::agent::process::{self, ProcessFiles};
 use infernet::agent::status::Phase;
 use infernet::control::rpc::JobState;
 use nix::sys::signal::{Signal, kill};
@@ -34,6 +34,19 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 fn files(node: &Node) -> ProcessFiles {
     ProcessFiles::new(node.folder.join("run"), node.folder.join("state"))
+}
+
+/// Ends the agent in the background with the test, also with one that fails: it would
+/// live on, and hold whatever it inherited.
+struct Background(PathBuf);
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        let files = ProcessFiles::new(self.0.join("run"), self.0.join("state"));
+        if let Ok(Some(pid)) = process::running(&files) {
+            let _gone = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
 }
 
 /// Waits until the running agent's snapshot is as wanted.
@@ -63,6 +76,7 @@ async fn the_owner_looks_in_drains_resumes_and_restarts() {
     let world = World::start().await;
     let engine = FixedRateEngine::start(PAUSE).await;
     let node = world.enrol("attic", &engine, 2).await;
+    let _background = Background(node.folder.clone());
 
     // Without an agent, each command says so.
     for command in [&["drain"][..], &["resume"], &["logs", "--set", "info"]] {
