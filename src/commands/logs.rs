@@ -117,13 +117,15 @@ async fn from_files(args: &Args, path: &Path, context: &Context) -> Result<(), C
     for line in follower.last(&files, args.lines)? {
         show(&line, context)?;
     }
-    while args.follow {
+    if !args.follow {
+        return Ok(());
+    }
+    loop {
         for line in follower.more()? {
             show(&line, context)?;
         }
         sleep(LOOK).await;
     }
-    Ok(())
 }
 
 /// Reads a log that grows and is moved aside meanwhile.

@@ -132,7 +132,7 @@ async fn uninstall(scope: Scope, context: &Context) -> Result<(), CommandError> 
     }
     match removed {
         Some(path) => {
-            output.talk(&format!("The service has ended and {} is gone.", path.display()))
+            output.talk(&format!("The service has ended and {} is gone.", path.display()));
         }
         None => output.talk("The agent is not a service on this machine."),
     }
