@@ -121,6 +121,8 @@ pub(super) async fn run_watchdog(
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::timeout;
+
     use super::super::table::TableView;
     use super::*;
 
@@ -184,7 +186,8 @@ mod tests {
         let watching = run_watchdog(&notifier, table, shutdown);
         let owner = async {
             for _turn in 0..2 {
-                let Some(TableEvent::Look(answer)) = events.recv().await else { panic!() };
+                let asked = timeout(Duration::from_secs(5), events.recv()).await;
+                let Ok(Some(TableEvent::Look(answer))) = asked else { panic!("not asked") };
                 answer.send(TableView::default()).unwrap();
             }
             // From here on it hangs: its queue is there, and nobody takes from it.
