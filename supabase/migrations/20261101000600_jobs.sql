@@ -210,21 +210,23 @@ language plpgsql security definer set search_path = '' as $$
 declare
   v_now     timestamptz := infernet.clock();
   v_event   text := new.state;
+  v_first   jsonb;
+  v_digest  bytea;
   v_data    jsonb;
   v_attempt public.job_attempts;
 begin
   if tg_op = 'INSERT' then
-    v_data := jsonb_build_object('cap', infernet.usd(new.price_cap), 'digest', encode(new.digest, 'hex')) || coalesce(new.choice, '{}');
+    v_first := jsonb_build_object('cap', infernet.usd(new.price_cap), 'digest', encode(new.digest, 'hex')) || coalesce(new.choice, '{}');
     new.choice := null;
-    new.events_digest := infernet.event_digest(null, new.id, 1, null, 'submitted', v_data, v_now);
+    v_digest := infernet.event_digest(null, new.id, 1, null, 'submitted', v_first, v_now);
     new.events := 1;
-    insert into public.job_events (job_id, seq, event, data, created_at, digest)
-    values (new.id, 1, 'submitted', v_data, v_now, new.events_digest);
+    new.events_digest := v_digest;
     if new.state = 'queued' then
+      insert into public.job_events (job_id, seq, event, data, created_at, digest)
+      values (new.id, 1, 'submitted', v_first, v_now, v_digest);
       return new;
     end if;
-  end if;
-  if tg_op = 'UPDATE' and new.state <> 'running' and old.state in ('assigned', 'running', 'cancelling') then
+  elsif old.state in ('assigned', 'running', 'cancelling') and new.state not in ('running', 'completed') then
     select * into v_attempt from public.job_attempts a where a.id = old.attempt_id;
   end if;
   v_data := jsonb_strip_nulls(jsonb_build_object('cost', infernet.usd(new.cost), 'code', coalesce(v_attempt.error_code, new.error_code),
@@ -232,7 +234,9 @@ begin
   new.events := new.events + 1;
   new.events_digest := infernet.event_digest(new.events_digest, new.id, new.events, new.attempt_id, v_event, v_data, v_now);
   insert into public.job_events (job_id, seq, attempt_id, event, data, created_at, digest)
-  values (new.id, new.events, new.attempt_id, v_event, v_data, v_now, new.events_digest);
+  select e.* from (values (new.id, 1, null, 'submitted', v_first, v_now, v_digest),
+                          (new.id, new.events, new.attempt_id, v_event, v_data, v_now, new.events_digest)) as e (job_id, seq, attempt_id, event, data, created_at, digest)
+  where e.digest is not null;
   return new;
 end $$;
 

@@ -117,6 +117,8 @@ begin
     from infernet.queue q join public.jobs j on j.id = q.job_id
     where q.ready_at <= p_now order by q.ready_at limit p_limit for update of j skip locked
   loop
+    -- Whoever takes a turn holds its consumer's accounts; waiting here could be for somebody who waits for a slot of ours.
+    continue when not infernet.accounts_free(v_row.consumer_id);
     update infernet.queue set ready_at = null, tag = infernet.take_tags(v_row.consumer_id, v_row.model_id, v_row.priority, 1, p_now)
     where job_id = v_row.job_id;
     v_count := v_count + 1;

@@ -155,10 +155,11 @@ language plpgsql security definer set search_path = '' as $$
 declare
   v_now timestamptz := infernet.clock();
 begin
-  insert into public.ledger_transfers (id, kind, job_id, attempt_id, memo, digest, created_at)
-  values (p_id, p_kind, p_job, p_attempt, p_memo,
-          infernet.transfer_digest(p_kind, p_accounts, p_amounts, p_job, p_attempt, p_memo), v_now);
-  with balance as (
+  with transfer as (
+    insert into public.ledger_transfers (id, kind, job_id, attempt_id, memo, digest, created_at)
+    values (p_id, p_kind, p_job, p_attempt, p_memo,
+            infernet.transfer_digest(p_kind, p_accounts, p_amounts, p_job, p_attempt, p_memo), v_now)
+  ), balance as (
     update public.ledger_accounts a set balance = a.balance + l.amount
     from unnest(p_accounts, p_amounts) as l (account_id, amount) where a.id = l.account_id and l.amount <> 0
     returning a.id, l.amount, a.balance
@@ -248,23 +249,28 @@ declare
   v_available uuid := infernet.account('available', p_consumer);
   v_held      uuid := infernet.account('held', p_consumer);
   v_balance   numeric;
+  v_new       boolean;
 begin
-  perform infernet.lock_accounts(array[v_available, v_held]);
-  insert into public.ledger_holds (id, consumer_id, amount, open_jobs, created_at)
-  values (p_hold, p_consumer, p_amount, p_jobs, infernet.clock())
-  on conflict (id) do nothing;
-  if not found then
-    return false;
-  end if;
-  select a.balance into strict v_balance from public.ledger_accounts a where a.id = v_available;
-  if v_balance < p_amount then
+  with account as materialized (
+    select a.id, a.balance from public.ledger_accounts a where a.id in (v_available, v_held) order by a.id for update
+  ), available as (
+    select a.balance from account a where a.id = v_available
+  ), hold as (
+    insert into public.ledger_holds (id, consumer_id, amount, open_jobs, created_at)
+    select p_hold, p_consumer, p_amount, p_jobs, infernet.clock() from available a where a.balance >= p_amount
+    on conflict (id) do nothing returning true as new
+  )
+  select a.balance, h.new into strict v_balance, v_new from available a left join hold h on true;
+  if v_new then
+    perform infernet.post_new(infernet.derived_id(p_hold, 'hold'), 'hold', array[v_available, v_held], array[-p_amount, p_amount],
+                              p_job, null, null);
+    return true;
+  elsif v_balance < p_amount and not exists (select from public.ledger_holds h where h.id = p_hold) then
     perform infernet.refuse(402, 'insufficient_funds',
       format('This needs up to %s USD, and %s USD is available.', infernet.usd(p_amount), infernet.usd(v_balance)),
       'Add money, or lower the maximum cost or the number of tokens.');
   end if;
-  perform infernet.post_new(infernet.derived_id(p_hold, 'hold'), 'hold', array[v_available, v_held], array[-p_amount, p_amount],
-                            p_job, null, null);
-  return true;
+  return false;
 end $$;
 
 -- Takes the parts of jobs out of their holds; the arrays run side by side, one element a job.
@@ -328,10 +334,12 @@ declare
   v_accounts uuid[] := array[infernet.account('held', p_job.consumer_id), infernet.account('available', p_job.consumer_id),
                              infernet.account('earned', p_attempt.owner_id), infernet.fee_account(p_attempt.id)];
 begin
-  perform infernet.lock_accounts(v_accounts);
+  with account as (
+    select from public.ledger_accounts a where a.id = any (v_accounts) order by a.id for update
+  )
   update public.ledger_holds h set captured = captured + v_cost, released = released + p_job.price_cap - v_cost,
     open_jobs = open_jobs - 1, closed_at = case when open_jobs = 1 then infernet.clock() end
-  where h.id = p_job.hold_id;
+  where h.id = p_job.hold_id and (select count(*) from account) > 0;
   perform infernet.post_new(infernet.derived_id(p_attempt.id, 'capture'), 'capture', v_accounts,
     array[-p_job.price_cap, p_job.price_cap - v_cost, v_earned, v_cost - v_earned], p_job.id, p_attempt.id, null);
   return v_earned;

@@ -66,13 +66,15 @@ begin
     (select o.* from public.offers o
      where cardinality(p_job.prefer) > 0 and (select count(*) from sampled) >= v_most and o.model_id = p_job.model_id
        and o.enabled and o.approved and o.provider_id = any (p_job.prefer) and o.id not in (select s.id from sampled s))
-  ), priced as (
-    select o.*, infernet.price(o.price_input, o.price_output, o.price_second,
-                               p_job.input_bound, p_job.max_tokens, p_job.max_seconds) as cost
+  ), priced as materialized (
+    select o.id, o.provider_id, o.vram_gb, o.labels, o.region, o.reputation,
+           infernet.price(o.price_input, o.price_output, o.price_second,
+                          p_job.input_bound, p_job.max_tokens, p_job.max_seconds) as cost
     from asked o
-  ), cap as (
+  ), cap as materialized (
     select min(p.cost) as lowest, coalesce(p_job.price_cap, round(min(p.cost) * v_factor, 12)) as cap from priced p
-  ), judged as (
+  -- Materialised, because a verdict and a score are asked for several times.
+  ), judged as materialized (
     select o.id, o.provider_id, c.cap, c.lowest,
       case when n.lease_until <= v_now then 'offline'
            when n.draining then 'takes no new work'
@@ -80,7 +82,7 @@ begin
            when o.provider_id = any (p_job.exclude) then 'excluded'
            when o.vram_gb < p_job.min_vram_gb then 'too little memory'
            when not o.labels @> p_job.labels then 'without the labels'
-           when p_job.region is distinct from coalesce(o.region, '') and p_job.region is not null then 'in another region'
+           when p_job.region <> coalesce(o.region, '') then 'in another region'
            when b.busy >= l.slots then 'busy'
            when p_job.retry_after > v_now and o.provider_id = any (p_job.failed_on) then 'failed it before' end as verdict,
       infernet.score(v_weights, case when c.cap > 0 then (o.cost / c.cap)::double precision else 0 end, l.speed / v_usual,
@@ -92,18 +94,17 @@ begin
     join public.node_liveness n on n.node_id = o.provider_id
     cross join lateral (select count(*) as busy from infernet.live_attempts a where a.offer_id = o.id) b
   )
-  select array_agg(j.id order by j.score, random()) filter (where j.verdict is null), min(j.cap), min(j.lowest),
+  select array_agg(j.id) filter (where j.verdict is null), min(j.cap), min(j.lowest),
          jsonb_build_object('seen', count(*), 'offers', to_jsonb((array_agg(
-           jsonb_build_array(j.provider_id, coalesce(to_jsonb(j.verdict), to_jsonb(round(j.score::numeric, 3))))
-           order by j.verdict is not null, j.score))[1:16]))
+           jsonb_build_array(j.provider_id, coalesce(to_jsonb(j.verdict), to_jsonb(round(j.score::numeric, 3))))))[1:16]))
   into v_choice
-  from judged j;
+  from (select * from judged j order by j.verdict is not null, j.score, random()) j;
   return v_choice;
 end $$;
 
 -- Locks an offer and says how many of p_count slots it has free; from then on they are the caller's to give
--- away. Null when somebody else holds it. p_wait: waits for whoever holds the lock; only a caller that holds no other row of offer_load may,
--- because two that each hold one and want the other's would wait for ever.
+-- away. Null when somebody else holds it. p_wait: waits for whoever holds the lock; only a caller that holds
+-- no other row of offer_load may, because two that each hold one and want the other's would wait for ever.
 create function infernet.take_slots(p_offer uuid, p_count int, p_wait boolean) returns int
 language plpgsql volatile security definer set search_path = '' as $$
 declare
@@ -158,29 +159,39 @@ end $$;
 
 -- Writes attempts of jobs on an offer whose slots the caller has taken: their price is copied from the
 -- offer in the same statement. The arrays run side by side, those of priorities and tags are null for jobs
--- that stood in no line; the caller holds the jobs' rows and has put the attempts' ids there.
+-- that stood in no line; the caller holds the jobs' rows and has put the attempts' ids there. Returns the
+-- first of them.
 create function infernet.write_attempts(
-  p_attempts uuid[], p_jobs uuid[], p_consumers uuid[], p_priorities smallint[], p_tags bigint[],
+  p_attempts uuid[], p_jobs uuid[], p_consumers uuid[], p_deadlines timestamptz[], p_priorities smallint[], p_tags bigint[],
   p_offer uuid, p_settings jsonb, p_choice jsonb, p_at_submit boolean)
-returns void
+returns public.job_attempts
 language plpgsql security definer set search_path = '' as $$
 declare
-  v_now timestamptz := infernet.clock();
+  v_now     timestamptz := infernet.clock();
+  v_due     timestamptz := v_now + infernet.secs(p_settings, 'offer_secs');
+  v_attempt public.job_attempts;
 begin
-  insert into public.job_attempts (id, job_id, number, offer_id, provider_id, provider_name, owner_id, price_input, price_output,
-                                   price_second, fee_rate, model_digest, at_submit, choice, offered_at)
-  select j.id, j.job_id, (select coalesce(max(a.number), 0) + 1 from public.job_attempts a where a.job_id = j.job_id),
-         o.id, o.provider_id, p.name, p.owner_id, o.price_input, o.price_output, o.price_second,
-         (p_settings -> 'fee_rate')::numeric, o.model_digest, p_at_submit, p_choice, v_now
-  from public.offers o join public.providers p on p.id = o.provider_id
-  cross join unnest(p_attempts, p_jobs) as j (id, job_id)
-  where o.id = p_offer;
-  insert into infernet.live_attempts (job_id, attempt_id, offer_id, provider_id, consumer_id, due_at, model_id, priority, tag)
-  select j.job_id, j.id, p_offer, o.provider_id, j.consumer_id,
-         least(v_now + infernet.secs(p_settings, 'offer_secs'), (select d.deadline_at from public.jobs d where d.id = j.job_id)),
-         case when j.tag is not null then o.model_id end, j.priority, j.tag
-  from public.offers o cross join unnest(p_attempts, p_jobs, p_consumers, p_priorities, p_tags) as j (id, job_id, consumer_id, priority, tag)
-  where o.id = p_offer;
+  with live as (
+    insert into infernet.live_attempts (job_id, attempt_id, offer_id, provider_id, consumer_id, due_at, model_id, priority, tag)
+    select j.job_id, j.id, p_offer, o.provider_id, j.consumer_id, least(v_due, j.deadline_at),
+           case when j.tag is not null then o.model_id end, j.priority, j.tag
+    from public.offers o cross join unnest(p_attempts, p_jobs, p_consumers, p_deadlines, p_priorities, p_tags)
+      as j (id, job_id, consumer_id, deadline_at, priority, tag)
+    where o.id = p_offer
+  ), attempt as (
+    insert into public.job_attempts (id, job_id, number, offer_id, provider_id, provider_name, owner_id, price_input, price_output,
+                                     price_second, fee_rate, model_digest, at_submit, choice, offered_at)
+    select j.id, j.job_id,
+           case when p_at_submit then 1
+                else (select coalesce(max(a.number), 0) + 1 from public.job_attempts a where a.job_id = j.job_id) end,
+           o.id, o.provider_id, p.name, p.owner_id, o.price_input, o.price_output, o.price_second,
+           (p_settings -> 'fee_rate')::numeric, o.model_digest, p_at_submit, p_choice, v_now
+    from public.offers o join public.providers p on p.id = o.provider_id
+    cross join unnest(p_attempts, p_jobs) as j (id, job_id)
+    where o.id = p_offer returning *
+  )
+  select a.* into v_attempt from attempt a limit 1;
+  return v_attempt;
 end $$;
 
 -- Takes queued jobs out of their lines and gives them to an offer, as write_attempts; returns the attempts.
@@ -195,24 +206,29 @@ begin
   from unnest(p_jobs, v_attempts) as p (id, attempt_id) where j.id = p.id;
   with taken as (
     delete from infernet.queue q using unnest(p_jobs) with ordinality as p (id, n) where q.job_id = p.id
-    returning q.consumer_id, q.priority, q.tag, p.n)
-  select array_agg(t.consumer_id order by t.n) as consumers, array_agg(t.priority order by t.n) as priorities,
+    returning q.consumer_id, q.deadline_at, q.priority, q.tag, p.n)
+  select array_agg(t.consumer_id order by t.n) as consumers, array_agg(t.deadline_at order by t.n) as deadlines,
+         array_agg(t.priority order by t.n) as priorities,
          array_agg(t.tag order by t.n) as tags
   into v_line from taken t;
-  perform infernet.write_attempts(v_attempts, p_jobs, v_line.consumers, v_line.priorities, v_line.tags, p_offer, p_settings, p_choice, false);
+  perform infernet.write_attempts(v_attempts, p_jobs, v_line.consumers, v_line.deadlines, v_line.priorities, v_line.tags, p_offer,
+                                  p_settings, p_choice, false);
   return v_attempts;
+end $$;
+
+-- How many more jobs of a consumer may run now, of whom p_most may.
+create function infernet.room_of(p_consumer uuid, p_most int) returns int
+language plpgsql volatile security definer set search_path = '' as $$
+begin
+  return p_most - (select count(*) from (select from infernet.live_attempts a where a.consumer_id = p_consumer limit p_most) a);
 end $$;
 
 -- How many more jobs of a consumer may run now.
 create function infernet.room_to_run(p_consumer uuid, p_settings jsonb) returns int
 language plpgsql volatile security definer set search_path = '' as $$
-declare
-  v_most int := coalesce((select u.running_limit from public.users u where u.id = p_consumer), (p_settings -> 'running_limit')::int);
-  v_runs int;
 begin
-  select count(*) into v_runs
-  from (select from infernet.live_attempts a where a.consumer_id = p_consumer limit v_most) a;
-  return v_most - v_runs;
+  return infernet.room_of(p_consumer, coalesce((select u.running_limit from public.users u where u.id = p_consumer),
+                                               (p_settings -> 'running_limit')::int));
 end $$;
 
 -- Gives a queued job to the best node that is free; null when there is none. The caller has locked

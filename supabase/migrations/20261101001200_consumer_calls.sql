@@ -40,21 +40,16 @@ create function infernet.time_text(p_at timestamptz) returns text
 language sql immutable parallel safe
 return to_char(p_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"');
 
--- A job as its consumer sees it (docs/protocol.md).
-create function infernet.job_answer(p_job public.jobs, p_contents public.job_contents) returns jsonb
+-- A job with its current attempt, as its consumer sees it (docs/protocol.md).
+create function infernet.job_answer(p_job public.jobs, p_contents public.job_contents, p_attempt public.job_attempts) returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
-declare
-  v_attempt public.job_attempts;
 begin
-  if p_job.attempt_id is not null then
-    select * into v_attempt from public.job_attempts a where a.id = p_job.attempt_id;
-  end if;
   return jsonb_build_object(
     'id', p_job.id, 'state', p_job.state, 'kind', p_job.kind, 'model', p_job.model_name, 'title', p_job.title,
     'topic', 'job:' || p_job.consumer_id || ':' || p_job.id, 'batch', p_job.batch_id, 'priority', p_job.priority,
-    'attempt', case when v_attempt.id is not null then jsonb_build_object(
-      'id', v_attempt.id, 'number', v_attempt.number, 'state', v_attempt.state, 'offset', 0,
-      'node', jsonb_build_object('id', v_attempt.provider_id, 'name', v_attempt.provider_name)) end,
+    'attempt', case when p_attempt.id is not null then jsonb_build_object(
+      'id', p_attempt.id, 'number', p_attempt.number, 'state', p_attempt.state, 'offset', 0,
+      'node', jsonb_build_object('id', p_attempt.provider_id, 'name', p_attempt.provider_name)) end,
     'attempts', p_job.attempts, 'max_attempts', p_job.max_attempts,
     'held', infernet.usd(p_job.price_cap), 'cost', infernet.usd(p_job.cost),
     'usage', case when p_job.seconds is not null then jsonb_build_object('seconds', p_job.seconds)
@@ -63,7 +58,7 @@ begin
     'input_sha256', p_contents.input_sha256, 'output', p_contents.output, 'output_sha256', p_contents.output_sha256,
     'finish', p_job.finish,
     'error', case when p_job.error_code is not null then jsonb_build_object('code', p_job.error_code, 'message', p_job.error) end,
-    'waiting', case when p_job.state = 'queued' then infernet.waiting(p_job) end, 'receipt', case when v_attempt.state = 'completed' then v_attempt.receipt end,
+    'waiting', case when p_job.state = 'queued' then infernet.waiting(p_job) end, 'receipt', case when p_attempt.state = 'completed' then p_attempt.receipt end,
     'created_at', p_job.created_at, 'started_at', p_job.started_at, 'ended_at', p_job.ended_at, 'deadline_at', p_job.deadline_at,
     'forgotten_at', p_job.forgotten_at);
 end $$;
@@ -73,10 +68,12 @@ language plpgsql volatile security definer set search_path = '' as $$
 declare
   v_job      public.jobs;
   v_contents public.job_contents;
+  v_attempt  public.job_attempts;
 begin
   select * into v_job from public.jobs j where j.id = p_job;
   select * into v_contents from public.job_contents c where c.job_id = p_job;
-  return infernet.job_answer(v_job, v_contents);
+  select * into v_attempt from public.job_attempts a where a.id = v_job.attempt_id;
+  return infernet.job_answer(v_job, v_contents, v_attempt);
 end $$;
 
 -- The caller's own job; somebody else's is not there.
@@ -214,25 +211,40 @@ create function infernet.submit_job(
 language plpgsql security definer set search_path = ''
 set plan_cache_mode = force_generic_plan set enable_bitmapscan = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
-  v_user     public.users := infernet.calling_user();
-  v_settings jsonb := infernet.settings_now();
+  v_known    record;
+  v_user     public.users;
+  v_settings jsonb;
   v_digest   bytea := sha256(convert_to(jsonb_build_array(p_model, p_kind, p_max_tokens, p_max_cost, p_deadline_secs, p_title,
                                                           p_input, p_needs, p_priority, p_delay_secs, p_max_seconds)::text, 'UTF8'));
   v_model    public.models;
   v_job      public.jobs;
   v_contents public.job_contents;
+  v_attempt  public.job_attempts;
   v_choice   infernet.choice;
   v_room     int;
   v_offer    uuid;
 begin
+  select u as caller, m as model, j as job, s.value as settings, p.last_tick into strict v_known
+  from infernet.settings_row s cross join infernet.pulse p
+  left join public.users u on u.id = auth.uid()
+  left join public.models m on m.name = p_model
+  left join public.jobs j on j.id = p_id;
+  v_settings := v_known.settings;
+  v_user := v_known.caller;
+  if v_user.status is distinct from 'active' then
+    v_user := infernet.calling_user();
+  end if;
   if p_id is null then
     perform infernet.refuse(422, 'bad_input', 'A job needs an id.', 'Make a UUID (version 7) for it.');
   end if;
-  select * into v_job from public.jobs j where j.id = p_id;
-  if found then
+  v_job := v_known.job;
+  if v_job.id is not null then
     return infernet.repeated_submit(v_job, v_user.id, v_digest);
   end if;
-  v_model := infernet.find_model(p_model);
+  v_model := v_known.model;
+  if v_model.id is null then
+    v_model := infernet.find_model(p_model);
+  end if;
   perform infernet.check_input(v_settings, p_kind, p_input);
   v_job := infernet.draft_job(v_settings, v_user, v_model, p_kind, p_max_tokens, p_max_seconds, p_deadline_secs, p_title,
                               p_needs, p_priority, p_delay_secs);
@@ -256,7 +268,7 @@ begin
     return infernet.repeated_submit(v_job, v_user.id, v_digest);
   end if;
   if v_job.start_at is null then
-    v_room := infernet.room_to_run(v_user.id, v_settings);
+    v_room := infernet.room_of(v_user.id, coalesce(v_user.running_limit, (v_settings -> 'running_limit')::int));
   end if;
   if v_room > 0 then
     v_offer := infernet.take_first(v_choice.offers[1:8], true);
@@ -269,21 +281,23 @@ begin
   if v_job.state = 'queued' then
     v_job.choice := infernet.unmet(v_choice.record, v_job.start_at, v_room);
   end if;
-  insert into public.jobs select v_job.*;
   v_contents.job_id := p_id;
   v_contents.input := p_input;
   v_contents.input_sha256 := encode(sha256(convert_to(p_input::text, 'UTF8')), 'hex');
+  with job as (
+    insert into public.jobs select v_job.*
+  )
   insert into public.job_contents select v_contents.*;
   if v_job.state = 'assigned' then
-    perform infernet.write_attempts(array[v_job.attempt_id], array[p_id], array[v_user.id], null, null, v_offer, v_settings,
-                                    v_choice.record || '{"by": "score"}', true);
+    v_attempt := infernet.write_attempts(array[v_job.attempt_id], array[p_id], array[v_user.id], array[v_job.deadline_at],
+                                         null, null, v_offer, v_settings, v_choice.record || '{"by": "score"}', true);
   else
     perform infernet.check_queued_limit(v_user, v_settings, 1);
     perform infernet.enqueue(array[p_id], false);
   end if;
   -- Last, because it gives slots away, and whoever holds one waits for nothing more.
-  perform infernet.lazy_tick();
-  return infernet.job_answer(v_job, v_contents) || '{"created": true}';
+  perform infernet.lazy_tick(v_known.last_tick);
+  return infernet.job_answer(v_job, v_contents, v_attempt) || '{"created": true}';
 end $$;
 
 create function infernet.repeated_submit(p_known public.jobs, p_consumer uuid, p_digest bytea) returns jsonb
@@ -390,7 +404,9 @@ begin
     perform infernet.refuse(409, 'forgotten', 'The prompt of this job has been deleted.', 'Submit it as a new job.');
   end if;
   perform infernet.check_queued_limit(v_user, infernet.settings_now(), 1);
-  perform infernet.hold(v_hold, v_user.id, v_job.price_cap, 1, p_job);
+  if not infernet.hold(v_hold, v_user.id, v_job.price_cap, 1, p_job) then
+    raise exception 'job % that failed has an open hold already', p_job;
+  end if;
   delete from infernet.failed_jobs where job_id = p_job;
   update public.jobs set state = 'queued', hold_id = v_hold, attempts = 0, failed_on = '{}', retry_after = null, start_at = null,
     deadline_at = v_now + make_interval(secs => v_job.deadline_secs), ended_at = null, cancel_at = null,

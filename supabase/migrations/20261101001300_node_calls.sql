@@ -270,7 +270,7 @@ begin
   -- The tick gives waiting jobs to free nodes; this is a small part of that, in case there is no timer.
   v_again := (not v_live.draining and infernet.fill_node(v_node, 2)) or v_again;
   if v_ticked < v_now - interval '3 seconds' then
-    perform infernet.lazy_tick();
+    perform infernet.lazy_tick((select p.last_tick from infernet.pulse p));
     v_again := true;
   end if;
   if v_again then

@@ -14,6 +14,14 @@ begin
   return v_attempt;
 end $$;
 
+-- Refuses an attempt that is not one of the calling node's; a caller that is no node, or suspended, is told that.
+create function infernet.refuse_attempt(p_attempt uuid) returns void
+language plpgsql stable security definer set search_path = '' as $$
+begin
+  perform infernet.require_provider();
+  perform infernet.refuse(404, 'unknown_attempt', format('Attempt %s is not one of this node.', p_attempt));
+end $$;
+
 -- Starts offered attempts of a node, each under a lease that the agent made; returns how each stands after
 -- it: started (also when it had been started under the same lease), not_yours (it runs under another
 -- lease, so that two agents with one key cannot both run it), or gone.
@@ -44,44 +52,51 @@ end $$;
 
 -- What a node must know to run an attempt.
 create function infernet.start_json(
-  p_attempt public.job_attempts, p_job public.jobs, p_contents public.job_contents, p_settings jsonb) returns jsonb
+  p_attempt public.job_attempts, p_job public.jobs, p_contents public.job_contents, p_lease uuid, p_settings jsonb,
+  p_stream_rate numeric) returns jsonb
 language plpgsql volatile security definer set search_path = '' as $$
 begin
   return jsonb_build_object(
-    'attempt', p_attempt.id, 'job', p_job.id, 'lease', p_attempt.lease, 'topic', 'job:' || p_job.consumer_id || ':' || p_job.id,
+    'attempt', p_attempt.id, 'job', p_job.id, 'lease', p_lease, 'topic', 'job:' || p_job.consumer_id || ':' || p_job.id,
     'kind', p_job.kind, 'model', p_job.model_name, 'model_digest', p_attempt.model_digest,
     'input', p_contents.input, 'input_sha256', p_contents.input_sha256,
     'max_tokens', p_job.max_tokens, 'max_seconds', p_job.max_seconds, 'output_bytes', (p_settings -> 'output_bytes')::int,
     'deadline_secs', round(extract(epoch from p_job.deadline_at - infernet.clock()), 3),
     'price_input', infernet.usd(p_attempt.price_input), 'price_output', infernet.usd(p_attempt.price_output),
-    'price_second', infernet.usd(p_attempt.price_second), 'stream_rate', infernet.stream_rate());
+    'price_second', infernet.usd(p_attempt.price_second), 'stream_rate', p_stream_rate);
 end $$;
 
 create function infernet.start_attempt(p_attempt uuid, p_lease uuid) returns jsonb
 language plpgsql security definer set search_path = ''
 set plan_cache_mode = force_generic_plan set enable_bitmapscan = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
-  v_node     public.providers := infernet.require_provider();
-  v_now      timestamptz := infernet.clock();
-  v_attempt  public.job_attempts;
-  v_job      public.jobs;
-  v_contents public.job_contents;
+  v_now  timestamptz := infernet.clock();
+  v_held record;
 begin
   if p_lease is null then
     perform infernet.refuse(422, 'bad_input', 'A lease is needed.', 'Make a random UUID for it.');
   end if;
-  v_attempt := infernet.lock_attempt(p_attempt, v_node.id);
-  if v_attempt.state = 'offered' then
-    update public.job_attempts set state = 'running', lease = p_lease, started_at = v_now where id = p_attempt returning * into v_attempt;
-    update public.jobs set state = 'running', started_at = coalesce(started_at, v_now) where id = v_attempt.job_id;
-  elsif v_attempt.state <> 'running' then
-    perform infernet.refuse(409, 'gone', format('This attempt is %s.', v_attempt.state), 'Drop it.');
-  elsif v_attempt.lease <> p_lease then
+  -- Locks the job, then the attempt: the order that holds everywhere.
+  select j as job, a as attempt, c as contents, p.approval, s.value as settings, infernet.stream_share(s.value, u) as stream_rate
+  into v_held
+  from public.job_attempts a
+  join public.jobs j on j.id = a.job_id
+  join public.job_contents c on c.job_id = a.job_id
+  join public.providers p on p.id = a.provider_id
+  cross join infernet.settings_row s cross join infernet.pulse u
+  where a.id = p_attempt and a.provider_id = auth.uid() for update of j, a;
+  if not found or v_held.approval in ('suspended', 'revoked') then
+    perform infernet.refuse_attempt(p_attempt);
+  elsif (v_held.attempt).state = 'offered' then
+    with started as (
+      update public.job_attempts set state = 'running', lease = p_lease, started_at = v_now where id = p_attempt)
+    update public.jobs set state = 'running', started_at = coalesce(started_at, v_now) where id = (v_held.job).id;
+  elsif (v_held.attempt).state <> 'running' then
+    perform infernet.refuse(409, 'gone', format('This attempt is %s.', (v_held.attempt).state), 'Drop it.');
+  elsif (v_held.attempt).lease <> p_lease then
     perform infernet.refuse(409, 'not_yours', 'This attempt runs under another lease.', 'Another agent uses this node''s key.');
   end if;
-  select * into strict v_job from public.jobs j where j.id = v_attempt.job_id;
-  select * into strict v_contents from public.job_contents c where c.job_id = v_job.id;
-  return infernet.start_json(v_attempt, v_job, v_contents, infernet.settings_now());
+  return infernet.start_json(v_held.attempt, v_held.job, v_held.contents, p_lease, v_held.settings, v_held.stream_rate);
 end $$;
 
 -- Starts several attempts at once; each answer is what start_attempt says, or {"attempt","refused"}.
@@ -91,13 +106,14 @@ set plan_cache_mode = force_generic_plan set enable_bitmapscan = off set enable_
 declare
   v_node     public.providers := infernet.require_provider();
   v_settings jsonb := infernet.settings_now();
+  v_rate     numeric := infernet.stream_rate();
 begin
   if p_attempts is null or cardinality(p_attempts) > 1000 or cardinality(p_attempts) is distinct from cardinality(p_leases)
      or array_position(p_leases, null) is not null then
     perform infernet.refuse(422, 'bad_input', 'At most 1000 attempts are started at once, each with a lease.');
   end if;
   return jsonb_build_object('started', (
-    select coalesce(jsonb_agg(case when s.outcome = 'started' then infernet.start_json(s.attempt, s.job, s.contents, v_settings)
+    select coalesce(jsonb_agg(case when s.outcome = 'started' then infernet.start_json(s.attempt, s.job, s.contents, (s.attempt).lease, v_settings, v_rate)
                                    else jsonb_build_object('attempt', (s.attempt).id, 'refused', s.outcome) end), '[]')
     from infernet.start_all(v_node.id, p_attempts, p_leases) s));
 end $$;
@@ -131,8 +147,8 @@ begin
      or p_receipt ->> 'pubkey' is distinct from p_public_key then
     perform infernet.refuse(422, 'bad_receipt', 'The receipt is no signed event of this node.');
   end if;
-  select min(e.key) into v_wrong from jsonb_each(v_expected) e where v_said -> e.key is distinct from e.value;
-  if v_wrong is not null then
+  if not v_said @> v_expected then
+    select min(e.key) into v_wrong from jsonb_each(v_expected) e where v_said -> e.key is distinct from e.value;
     perform infernet.refuse(422, 'bad_receipt', format('The receipt says another %s.', v_wrong));
   end if;
 end $$;
@@ -179,15 +195,12 @@ end $$;
 
 -- Refuses a result that is wrong, and returns what of its usage is paid for.
 create function infernet.judge_result(
-  p_node public.providers, p_attempt public.job_attempts, p_job public.jobs, p_output text, p_sha256 text, p_finish text,
-  p_usage jsonb, p_receipt jsonb, p_settings jsonb) returns jsonb
+  p_public_key text, p_attempt public.job_attempts, p_job public.jobs, p_input_sha256 text, p_output text, p_sha256 text,
+  p_finish text, p_usage jsonb, p_receipt jsonb, p_settings jsonb) returns jsonb
 language plpgsql stable security definer set search_path = '' as $$
-declare
-  v_input text;
 begin
   perform infernet.check_result(p_job, p_output, p_finish, p_usage, p_settings);
-  select c.input_sha256 into strict v_input from public.job_contents c where c.job_id = p_job.id;
-  perform infernet.check_receipt(p_receipt, p_attempt, p_job, p_node.public_key, v_input, p_sha256, p_finish, p_usage);
+  perform infernet.check_receipt(p_receipt, p_attempt, p_job, p_public_key, p_input_sha256, p_sha256, p_finish, p_usage);
   return infernet.bounded_usage(p_usage, p_job, p_attempt, p_output, p_settings);
 end $$;
 
@@ -205,38 +218,57 @@ create function infernet.complete_attempt(
 language plpgsql security definer set search_path = ''
 set plan_cache_mode = force_generic_plan set enable_bitmapscan = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
-  v_settings jsonb := infernet.settings_now();
-  v_now      timestamptz := infernet.clock();
-  v_node     public.providers := infernet.require_provider();
-  v_attempt  public.job_attempts := infernet.lock_attempt(p_attempt, v_node.id);
-  v_sha256   text := encode(sha256(convert_to(coalesce(p_output, ''), 'UTF8')), 'hex');
-  v_job      public.jobs;
-  v_usage    jsonb;
-  v_cost     numeric(38,12);
-  v_earned   numeric(38,12);
-  v_next     uuid[];
+  v_now     timestamptz := infernet.clock();
+  v_sha256  text := encode(sha256(convert_to(coalesce(p_output, ''), 'UTF8')), 'hex');
+  v_held    record;
+  v_attempt public.job_attempts;
+  v_job     public.jobs;
+  v_usage   jsonb;
+  v_cost    numeric(38,12);
+  v_earned  numeric(38,12);
+  v_next    uuid[];
 begin
-  select j.* into strict v_job from public.jobs j where j.id = v_attempt.job_id;
+  -- Locks the job, then the attempt: the order that holds everywhere.
+  select j as job, a as attempt, c.input_sha256, p.public_key, p.approval, s.value as settings into v_held
+  from public.job_attempts a
+  join public.jobs j on j.id = a.job_id
+  join public.job_contents c on c.job_id = a.job_id
+  join public.providers p on p.id = a.provider_id
+  cross join infernet.settings_row s
+  where a.id = p_attempt and a.provider_id = auth.uid() for update of j, a;
+  if not found or v_held.approval in ('suspended', 'revoked') then
+    perform infernet.refuse_attempt(p_attempt);
+  end if;
+  v_job := v_held.job;
+  v_attempt := v_held.attempt;
   if v_attempt.state <> 'running' or v_attempt.lease is distinct from p_lease then
     return infernet.late_result(v_attempt, v_job, p_lease, v_sha256, p_usage, p_receipt);
   end if;
-  v_usage := infernet.judge_result(v_node, v_attempt, v_job, p_output, v_sha256, p_finish, p_usage, p_receipt, v_settings);
+  v_usage := infernet.judge_result(v_held.public_key, v_attempt, v_job, v_held.input_sha256, p_output, v_sha256, p_finish,
+                                   p_usage, p_receipt, v_held.settings);
   v_cost := infernet.usage_cost(v_attempt, v_usage);
   v_earned := infernet.capture(v_attempt, v_job, v_cost);
-  update public.job_attempts set state = 'completed', ended_at = v_now, cost = v_cost, earned = v_earned,
-    reported = p_usage, receipt = p_receipt
-  where id = p_attempt;
-  update public.job_contents set output = p_output, output_sha256 = v_sha256 where job_id = v_job.id;
+  with attempt as (
+    update public.job_attempts set state = 'completed', ended_at = v_now, cost = v_cost, earned = v_earned,
+      reported = p_usage, receipt = p_receipt
+    where id = p_attempt
+  ), contents as (
+    update public.job_contents set output = p_output, output_sha256 = v_sha256 where job_id = v_job.id
+  ), live as (
+    delete from infernet.live_attempts where job_id = v_job.id
+  ), outcome as (
+    insert into infernet.outcomes (provider_id, owner_id, offer_id, consumer_id, cost, output_tokens, seconds, noted_at)
+    values (v_attempt.provider_id, v_attempt.owner_id, v_attempt.offer_id, v_job.consumer_id, v_cost,
+            (v_usage -> 'output_tokens')::int, extract(epoch from v_now - v_attempt.started_at), v_now)
+  )
   update public.jobs set state = case when state = 'cancelling' then 'cancelled' else 'completed' end::public.job_state,
-    ended_at = v_now, provider_id = v_node.id, cost = v_cost, finish = p_finish,
+    ended_at = v_now, provider_id = v_attempt.provider_id, cost = v_cost, finish = p_finish,
     input_tokens = (v_usage -> 'input_tokens')::int, output_tokens = (v_usage -> 'output_tokens')::int,
     seconds = (v_usage -> 'seconds')::int,
     error_code = case when state = 'cancelling' then 'cancelled' end,
     error = case when state = 'cancelling' then 'Cancelled; what was delivered until then is paid.' end
   where id = v_job.id returning state into v_job.state;
-  delete from infernet.live_attempts where job_id = v_job.id;
-  perform infernet.note_outcome(v_attempt, v_job.consumer_id, null, v_cost, (v_usage -> 'output_tokens')::int);
-  v_next := infernet.fill_offer(v_attempt.offer_id, 1, true, v_settings);
+  v_next := infernet.fill_offer(v_attempt.offer_id, 1, true, v_held.settings);
   return jsonb_build_object('accepted', true, 'reason', null, 'job_state', v_job.state, 'usage', v_usage,
     'earned', infernet.usd(v_earned), 'next', case when v_next is not null then infernet.offered(v_next[1]) end);
 end $$;
@@ -279,7 +311,9 @@ begin
       v_answers[i] := infernet.late_result(v_attempt, v_job, p_leases[i], v_sha256, p_usages[i], p_receipts[i]);
       continue;
     end if;
-    v_usage := infernet.judge_result(p_node, v_attempt, v_job, p_outputs[i], v_sha256, p_finishes[i], p_usages[i], p_receipts[i], v_settings);
+    v_usage := infernet.judge_result(p_node.public_key, v_attempt, v_job,
+      (select c.input_sha256 from public.job_contents c where c.job_id = v_job.id), p_outputs[i], v_sha256, p_finishes[i],
+      p_usages[i], p_receipts[i], v_settings);
     v_which := v_which || i;
     v_ids := v_ids || v_attempt.id;
     v_jobs := v_jobs || v_job.id;

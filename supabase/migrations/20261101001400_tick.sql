@@ -233,10 +233,11 @@ begin
 end $$;
 
 -- Runs the tick inside a hot call when nobody has for three seconds: neither timer nor pg_cron is there.
-create function infernet.lazy_tick() returns void
+-- p_last: when the tick last ran, as the caller has read it.
+create function infernet.lazy_tick(p_last timestamptz) returns void
 language plpgsql security definer set search_path = '' as $$
 begin
-  if exists (select from infernet.pulse p where p.last_tick < infernet.clock() - interval '3 seconds') then
+  if p_last < infernet.clock() - interval '3 seconds' then
     perform infernet.tick();
   end if;
 end $$;

@@ -188,7 +188,7 @@ async fn a_result_handed_in_many_times_at_once_is_paid_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn results_at_once_go_wrong_without_the_lock_of_the_attempt() {
-    let weaknesses = [("infernet.lock_attempt", "for update", "")];
+    let weaknesses = [("infernet.complete_attempt", " for update of j, a", "")];
     assert_ne!(duplicate_results(10, &weaknesses).await, Vec::<String>::new());
 }
 
@@ -525,4 +525,41 @@ async fn a_node_that_its_owner_drains_gets_no_job_that_comes_later() {
 async fn drain_against_assign_goes_wrong_when_matching_does_not_look() {
     let weaknesses = [("infernet.candidates", "when n.draining then 'takes no new work'", "")];
     assert_ne!(drain_against_assign(3, Drain::Order, &weaknesses).await, Vec::<String>::new());
+}
+
+/// The tick while a submit of the same consumer holds its accounts and is taking a turn:
+/// whether the tick ended, and how many delayed jobs joined their lines then and afterwards.
+async fn turn_against_tick(weaknesses: &[Weakness]) -> Option<(Value, Value)> {
+    let mut arena = Arena::start(1, 1, 1, weaknesses).await;
+    let submit = submission(Uuid::now_v7());
+    let delayed = submit.strip_suffix(')').unwrap().to_owned() + ", p_delay_secs => 5)";
+    arena.market.act(arena.consumer, &delayed).await;
+    arena.market.pass(6_000).await;
+
+    let submitting = &arena.lanes[0];
+    submitting.execute("begin").await;
+    submitting
+        .execute(
+            "select from public.ledger_accounts where kind in ('available', 'held') for update;
+             insert into infernet.turns (consumer_id, model_id, priority, tag, updated_at)
+             select consumer_id, model_id, priority, 0, now() from infernet.queue",
+        )
+        .await;
+    arena.market.execute("set lock_timeout = '500ms'").await;
+    let passed = arena.market.try_tick().await;
+    submitting.execute("commit").await;
+    let joined = arena.market.tick().await["joined"].clone();
+    assert_eq!(arena.end().await, Vec::<String>::new());
+    passed.ok().map(|tick| (tick["joined"].clone(), joined))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_tick_passes_by_a_consumer_who_is_taking_a_turn() {
+    assert_eq!(turn_against_tick(&[]).await, Some((0.into(), 1.into())));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_tick_waits_for_a_turn_without_a_look_at_the_accounts() {
+    let weaknesses = [("infernet.join_lines", "continue when not", "perform")];
+    assert_eq!(turn_against_tick(&weaknesses).await, None);
 }

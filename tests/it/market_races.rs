@@ -39,13 +39,13 @@ const UNGUARDED_SLOT: &str = "
 
 /// An attempt that is looked at and started without the lock of its job.
 const UNGUARDED_START: &str = "
-    create or replace function infernet.lock_attempt(p_attempt uuid, p_node uuid) returns public.job_attempts
-    language plpgsql security definer set search_path = '' as $$
-    declare v_attempt public.job_attempts;
+    do $$
+    declare
+      v_whole text := pg_get_functiondef('infernet.start_attempt'::regproc);
+      v_weak  text := replace(replace(v_whole, ' for update of j, a', ''), 'with started as', 'perform pg_sleep(0.002); with started as');
     begin
-      select * into v_attempt from public.job_attempts a where a.id = p_attempt and a.provider_id = p_node;
-      perform pg_sleep(0.002);
-      return v_attempt;
+      assert v_weak not like '%for update%' and v_weak like '%pg_sleep%' and v_whole like '%for update of j, a%';
+      execute v_weak;
     end $$";
 
 /// What went on in a race of nodes for jobs.
