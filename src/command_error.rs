@@ -230,6 +230,7 @@ impl From<ConfigError> for CommandError {
             ConfigError::Wrong { .. } => {
                 "Correct that line, or move the file away and run: infernet init"
             }
+            ConfigError::NoSuchKey { .. } => "See what there is: infernet config show",
             ConfigError::Override { .. } => "Correct the flag or the variable.",
             ConfigError::NoControlPlane => {
                 "Run infernet init, or name one with --url or INFERNET_URL."

@@ -1,12 +1,14 @@
 //! What this machine was told: one file, two layers.
 //!
-//! [`raw`] is what was written, [`Config`] what it means. A value comes from a
+//! [`raw`] is what was written, [`Config`] what it means, [`ConfigDocument`] the
+//! file to be changed key by key. A value comes from a
 //! flag, else from the environment, else from `config.toml`, else it has a
 //! default; `config/infernet.example.toml` shows every key. No secret is ever in
 //! the file: keys are files of their own beside it ([`Directories::owner_key`],
 //! [`Directories::node_key`]).
 
 mod directories;
+mod document;
 mod raw;
 
 use std::fmt;
@@ -20,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use url::Url;
 
 pub use self::directories::Directories;
+pub use self::document::{ConfigDocument, Origin, Setting};
 pub use self::raw::{RawConfig, RawControl, RawDocker, RawModel, RawNode};
 pub(crate) use self::raw::{check_model_name, check_node_name};
 use crate::control::rpc::OfferedModel;
@@ -69,6 +72,12 @@ pub enum ConfigError {
         line: usize,
         /// What is wrong and what is expected.
         message: String,
+    },
+    /// No file has such a key, or this one has no such model.
+    #[error("There is no {key} to be set.")]
+    NoSuchKey {
+        /// The key.
+        key: String,
     },
     /// A flag or variable does not say what it must.
     #[error("{name} is wrong: {message}")]

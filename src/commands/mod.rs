@@ -7,7 +7,9 @@
 
 mod ask;
 mod balance;
+mod batch;
 mod completion;
+mod config;
 mod doctor;
 #[cfg(feature = "stack")]
 mod down;
@@ -147,8 +149,10 @@ enum Command {
     Status(status::Args),
     /// Ask a model and print the answer while it is written
     Run(run::Args),
-    /// List, show, cancel and submit jobs
+    /// Submit, list, show, follow, cancel and retry jobs
     Job(job::Args),
+    /// Submit, list, show and cancel batches of jobs
+    Batch(batch::Args),
     /// See what can be asked
     Model(model::Args),
     /// Show the balance
@@ -168,6 +172,8 @@ enum Command {
     Gpu(gpu::Args),
     /// Look at everything that must be right, and say what is not
     Doctor(doctor::Args),
+    /// Show and change what this machine was told
+    Config(config::Args),
     /// Print a script that completes commands in a shell
     Completion(completion::Args),
     /// Run a control plane on this machine
@@ -220,7 +226,9 @@ impl Command {
             Self::Service(args) => Box::pin(service::run(&args, &context)).await,
             Self::Status(args) => status::run(&args, &context).await,
             Self::Run(args) => run::run(args, &context).await,
-            Self::Job(args) => job::run(args, &context).await,
+            Self::Job(args) => Box::pin(job::run(args, &context)).await,
+            Self::Batch(args) => batch::run(args, &context).await,
+            Self::Config(args) => config::run(args, &context),
             Self::Model(args) => model::run(args, &context).await,
             Self::Balance(args) => balance::run(&args, &context).await,
             #[cfg(feature = "proxy")]

@@ -49,6 +49,11 @@ impl Output {
         self.json
     }
 
+    /// Says whether talk is not wanted.
+    pub const fn is_quiet(&self) -> bool {
+        self.quiet
+    }
+
     /// Says whether a person reads stdout.
     pub const fn is_terminal(&self) -> bool {
         self.terminal.is_some()

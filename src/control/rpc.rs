@@ -7,6 +7,7 @@
 //! repeated a few times with jitter: every call may be repeated, because ids are
 //! made by the caller. A token that is no longer believed is renewed once.
 
+mod batch;
 mod error;
 mod fleet;
 mod history;
@@ -22,6 +23,7 @@ use reqwest::StatusCode;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+pub use self::batch::{Batch, BatchItem, BatchPage, SubmitBatch, SubmittedBatch};
 pub use self::error::{Refusal, RpcError, UnexpectedAnswer};
 pub use self::fleet::{
     CommandArgs, CommandKind, GivenCommand, Maintenance, NodeCommand, NodeDetails, OwnedNode, Stop,
@@ -32,8 +34,8 @@ pub use self::history::{
     ToldEntry, ToldWaiting,
 };
 pub use self::job::{
-    AttemptState, Balance, Enrolment, Job, JobAttempt, JobKind, JobState, NodeName, Quote, Reason,
-    SubmitJob, SubmittedJob, Usage, Whoami,
+    AttemptState, Balance, Enrolment, Job, JobAttempt, JobKind, JobState, NodeName, OwnerEarnings,
+    Quote, Reason, SubmitJob, SubmittedJob, Usage, Whoami,
 };
 pub use self::node::{
     Claim, CommandAnswer, CompleteAttempt, Completion, Earnings, FailAttempt, Failure, FailureCode,

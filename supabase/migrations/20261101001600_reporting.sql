@@ -1,5 +1,5 @@
 -- What anybody may know: the overview of the market, the cards of public providers, and what this
--- control plane is.
+-- control plane is. And what an owner's nodes earned.
 
 -- The overview of a large market, kept by the tick: counting 200,000 offers for each visitor would let anybody
 -- keep the database busy. A small market is counted when asked, and nothing is kept.
@@ -75,3 +75,23 @@ language sql volatile security definer set search_path = '' as $$
                                  'result_bytes', infernet.setting_int('output_bytes')),
     'server_time', infernet.clock())
 $$;
+
+-- What the caller's nodes earned together: since midnight UTC, in 30 days, and what of all that was earned is
+-- not paid out yet. Read from the ledger (ledger_entries_account), so that it stays true when records of jobs
+-- go. A capture gives; what comes back from a payout is nothing earned.
+create function infernet.my_earnings() returns jsonb
+language plpgsql volatile security definer set search_path = '' as $$
+declare
+  v_user  uuid := infernet.require_user();
+  v_now   timestamptz := infernet.clock();
+  v_today timestamptz := date_trunc('day', v_now at time zone 'UTC') at time zone 'UTC';
+begin
+  return (select jsonb_build_object(
+      'today', infernet.usd(coalesce(sum(e.amount) filter (where e.created_at >= v_today), 0)),
+      'days30', infernet.usd(coalesce(sum(e.amount), 0)),
+      'pending', infernet.usd((select coalesce(sum(a.balance), 0) from public.ledger_accounts a
+                               where a.party_id = v_user and a.kind in ('earned', 'payouts_in_flight'))))
+    from public.ledger_entries e join public.ledger_transfers t on t.id = e.transfer_id
+    where e.account_id = infernet.account('earned', v_user) and e.created_at >= v_now - interval '30 days'
+      and t.kind = 'capture');
+end $$;

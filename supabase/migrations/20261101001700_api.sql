@@ -23,6 +23,9 @@ language sql stable set search_path = '' as $$ select infernet.whoami() $$;
 create function public.balance() returns jsonb
 language sql stable set search_path = '' as $$ select infernet.balance() $$;
 
+create function public.my_earnings() returns jsonb
+language sql set search_path = '' as $$ select infernet.my_earnings() $$;
+
 create function public.make_enrolment(p_role text default 'provider', p_expires_secs int default 900) returns jsonb
 language sql set search_path = '' as $$ select infernet.make_enrolment(p_role, p_expires_secs) $$;
 

@@ -24,7 +24,7 @@ begin
     select p.oid::regprocedure as name from pg_catalog.pg_proc p
     join pg_catalog.pg_namespace n on n.oid = p.pronamespace
     where n.nspname = 'infernet' or (n.nspname = 'public' and p.proname in (
-      'info', 'overview', 'provider_cards', 'whoami', 'balance', 'make_enrolment', 'quote_job', 'submit_job', 'get_job',
+      'info', 'overview', 'provider_cards', 'whoami', 'balance', 'my_earnings', 'make_enrolment', 'quote_job', 'submit_job', 'get_job',
       'cancel_job', 'failed_jobs', 'retry_job', 'discard_job',
       'submit_batch', 'get_batch', 'list_batches', 'cancel_batch', 'start_attempts', 'complete_attempts', 'register_node', 'heartbeat', 'claim_attempts', 'start_attempt', 'complete_attempt', 'fail_attempt',
       'leave', 'node_status', 'acknowledge_command', 'finish_command', 'drain_node', 'resume_node', 'set_maintenance',
@@ -42,7 +42,7 @@ grant execute on function public.info(), infernet.info(), public.overview(), inf
   public.provider_cards(), infernet.provider_cards() to anon, authenticated, service_role;
 
 grant execute on function
-  public.whoami(), infernet.whoami(), public.balance(), infernet.balance(),
+  public.whoami(), infernet.whoami(), public.balance(), infernet.balance(), public.my_earnings(), infernet.my_earnings(),
   public.make_enrolment(text, int), infernet.make_enrolment(text, int),
   public.quote_job(text, jsonb, int), infernet.quote_job(text, jsonb, int),
   public.submit_job(uuid, text, jsonb, text, int, numeric, int, text, jsonb, int, int, int),

@@ -91,6 +91,7 @@ insert into expected_function values
   -- users, nodes and operators: the body says which
   ('public.whoami()', 'authenticated'), ('infernet.whoami()', 'authenticated'),
   ('public.balance()', 'authenticated'), ('infernet.balance()', 'authenticated'),
+  ('public.my_earnings()', 'authenticated'), ('infernet.my_earnings()', 'authenticated'),
   ('public.make_enrolment(text,integer)', 'authenticated'), ('infernet.make_enrolment(text,integer)', 'authenticated'),
   ('public.quote_job(text,jsonb,integer)', 'authenticated'), ('infernet.quote_job(text,jsonb,integer)', 'authenticated'),
   ('public.submit_job(uuid,text,jsonb,text,integer,numeric,integer,text,jsonb,integer,integer,integer)', 'authenticated'),
@@ -319,6 +320,7 @@ insert into expected_call values
   ('provider_cards()',                                                                  'done',  'done',  'done',  'done',  'done',  'done',  'done',  'done'),
   ('whoami()',                                                                          '42501', 'PT401', 'done',  'done',  'done',  'done',  'done',  'done'),
   ('balance()',                                                                         '42501', 'PT401', 'done',  'PT401', 'PT401', 'done',  'done',  'done'),
+  ('my_earnings()',                                                                     '42501', 'PT401', 'done',  'PT401', 'PT401', 'done',  'done',  'done'),
   ('make_enrolment()',                                                                  '42501', 'PT401', 'done',  'PT401', 'PT401', 'done',  'done',  'done'),
   ('quote_job(''m'', ''{"prompt":"x"}'')',                                              '42501', 'PT401', 'done',  'PT401', 'PT401', 'done',  'done',  'done'),
   ('submit_job(gen_random_uuid(), ''m'', ''{"prompt":"x"}'', ''completion'', p_max_cost => 0)', '42501', 'PT401', 'PT422', 'PT401', 'PT401', 'PT422', 'PT422', 'PT422'),

@@ -67,6 +67,10 @@ mod realtime_server;
 #[cfg(feature = "stack")]
 mod cli;
 #[cfg(feature = "stack")]
+mod cli_batch;
+#[cfg(feature = "stack")]
+mod cli_config;
+#[cfg(feature = "stack")]
 mod cli_ids;
 #[cfg(feature = "stack")]
 mod consumer;

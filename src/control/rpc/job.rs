@@ -315,6 +315,17 @@ pub struct Balance {
     pub earned: Usd,
 }
 
+/// What one's nodes earned together: the answer to [`Rpc::my_earnings`].
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct OwnerEarnings {
+    /// Since midnight UTC.
+    pub today: Usd,
+    /// In 30 days.
+    pub days30: Usd,
+    /// Of all that was earned, what is not paid out yet.
+    pub pending: Usd,
+}
+
 /// The answer to [`Rpc::whoami`].
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Whoami {
@@ -409,6 +420,11 @@ impl Rpc {
     /// Cancels a job; what was delivered until now is paid.
     pub async fn cancel_job(&self, job: JobId) -> Result<Job, RpcError> {
         self.call("cancel_job", &OfJob { p_job: job }).await
+    }
+
+    /// Reads what one's nodes earned together.
+    pub async fn my_earnings(&self) -> Result<OwnerEarnings, RpcError> {
+        self.call("my_earnings", &NoArguments {}).await
     }
 
     /// Reads the balance.
