@@ -35,24 +35,24 @@ select is((tests.earnings('carol') ->> 'today')::numeric, 0::numeric, 'at midnig
 select is((tests.earnings('carol') ->> 'days30')::numeric, long_ago, 'of the same month') from earned;
 
 select tests.pass_time('29 days');
-create temp table recent as select tests.work('n1') + tests.work('n2') as both, tests.work('n3') as others;
-select is((tests.earnings('carol') ->> 'today')::numeric, both, 'the nodes of an owner count together') from recent;
-select is((tests.earnings('carol') ->> 'days30')::numeric, both + long_ago, 'with what is not yet 30 days old') from recent, earned;
+create temp table recent as select tests.work('n1') + tests.work('n2') as recently, tests.work('n3') as others;
+select is((tests.earnings('carol') ->> 'today')::numeric, recently, 'the nodes of an owner count together') from recent;
+select is((tests.earnings('carol') ->> 'days30')::numeric, recently + long_ago, 'with what is not yet 30 days old') from recent, earned;
 select tests.pass_time('13 hours');
-select is((tests.earnings('carol') ->> 'days30')::numeric, both, 'what is older is not of these 30 days') from recent;
-select is((tests.earnings('carol') ->> 'pending')::numeric, both + long_ago, 'and pending as long as it is not paid out') from recent, earned;
+select is((tests.earnings('carol') ->> 'days30')::numeric, recently, 'what is older is not of these 30 days') from recent;
+select is((tests.earnings('carol') ->> 'pending')::numeric, recently + long_ago, 'and pending as long as it is not paid out') from recent, earned;
 select is((tests.earnings('dave') ->> 'pending')::numeric, others, 'another owner has their own') from recent;
 select is((tests.earnings('alice') ->> 'pending')::numeric, 0::numeric, 'who only asks earns nothing');
 
 -- A payout is not earned backwards, and one that comes back is not earned twice.
 select infernet.post_transfer('00000000-0000-7000-8000-0000000000c1', 'payout',
-  array[infernet.account('earned', tests.user('carol')), infernet.account('gateway', null)], array[-both, both]) from recent;
-select is((tests.earnings('carol') ->> 'days30')::numeric, both, 'a payout changes nothing of what was earned') from recent;
+  array[infernet.account('earned', tests.user('carol')), infernet.account('gateway', null)], array[-recently, recently]) from recent;
+select is((tests.earnings('carol') ->> 'days30')::numeric, recently, 'a payout changes nothing of what was earned') from recent;
 select is((tests.earnings('carol') ->> 'pending')::numeric, long_ago, 'and is no longer pending') from earned;
 select infernet.post_transfer('00000000-0000-7000-8000-0000000000c2', 'payout_return',
-  array[infernet.account('gateway', null), infernet.account('earned', tests.user('carol'))], array[-both, both]) from recent;
-select is((tests.earnings('carol') ->> 'days30')::numeric, both, 'nor does one that comes back') from recent;
-select is((tests.earnings('carol') ->> 'pending')::numeric, both + long_ago, 'which is pending again') from recent, earned;
+  array[infernet.account('gateway', null), infernet.account('earned', tests.user('carol'))], array[-recently, recently]) from recent;
+select is((tests.earnings('carol') ->> 'days30')::numeric, recently, 'nor does one that comes back') from recent;
+select is((tests.earnings('carol') ->> 'pending')::numeric, recently + long_ago, 'which is pending again') from recent, earned;
 
 select throws_ok($$select tests.earnings('n1')$$, 'PT401', null, 'a node asks node_status for its own');
 select is((infernet.prove_ledger() ->> 'ok')::boolean, true, 'the books are whole');
