@@ -26,7 +26,7 @@ pgtap *arguments:
 chaos *arguments:
     scripts/chaos {{ arguments }}
 
-# Measure: dispatch, overhead, footprint or market
+# Measure: dispatch, overhead, streams, footprint, market or feed
 bench name *arguments:
     scripts/bench {{ name }} {{ arguments }}
 

@@ -12,5 +12,6 @@ pub(crate) mod direct;
 #[path = "../tests/engine/fixed_rate.rs"]
 pub(crate) mod engine;
 pub(crate) mod market;
+pub(crate) mod process;
 pub(crate) mod report;
 pub(crate) mod statistics;

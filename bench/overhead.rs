@@ -2,6 +2,9 @@
 //! against the same engine asked directly, in pairs of alternating order. First an
 //! engine with a fixed rate, in this process; then, for comparison, llama.cpp with
 //! a small model in the node's container, asked directly over its unix socket.
+//!
+//! With `--proxy` the same, through OpenAI's API of `infernet proxy`, and with the
+//! fixed rate alone.
 
 mod harness;
 
@@ -11,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use harness::direct;
 use harness::engine::{self, FixedRateEngine};
-use harness::market::{Failure, Market, Seen};
+use harness::market::{Failure, Market, Proxy, Seen};
 use harness::report::{Floor, Report};
 use harness::statistics::{median, millis};
 use serde_json::json;
@@ -51,10 +54,25 @@ enum Address<'a> {
     Unix(&'a Path),
 }
 
+/// How the market is asked.
+enum Way<'a> {
+    /// By jobs of the library's own consumer.
+    Jobs(&'a Market),
+    /// Over OpenAI's API.
+    Proxy(&'a Proxy),
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
-    let mut report = Report::from_arguments("overhead");
-    if let Err(error) = measure(&mut report).await {
+    let through_proxy = std::env::args().skip(1).any(|argument| argument == "--proxy");
+    let name = if through_proxy { "overhead-proxy" } else { "overhead" };
+    let mut report = Report::from_arguments(name);
+    let measured = if through_proxy {
+        Box::pin(measure_proxy(&mut report)).await
+    } else {
+        Box::pin(measure(&mut report)).await
+    };
+    if let Err(error) = measured {
         eprintln!("Error: {error}");
         return ExitCode::FAILURE;
     }
@@ -68,7 +86,7 @@ async fn measure(report: &mut Report) -> Result<(), Failure> {
     models.extend(llama.as_ref().map(|(_name, config)| config.clone()));
     let market = Market::start(&models).await?;
     let result = async {
-        run_fixed_rate(report, &engine, &market).await?;
+        run_fixed_rate(report, &engine, &Way::Jobs(&market)).await?;
         match &llama {
             Some((name, _config)) => run_llama(report, name, &market).await,
             None => {
@@ -76,6 +94,20 @@ async fn measure(report: &mut Report) -> Result<(), Failure> {
                 Ok(())
             }
         }
+    }
+    .await;
+    market.stop().await?;
+    result
+}
+
+async fn measure_proxy(report: &mut Report) -> Result<(), Failure> {
+    let engine = FixedRateEngine::start(INTERVAL).await;
+    let market = Market::start(&[engine.config(1)]).await?;
+    let result = async {
+        let proxy = market.start_proxy().await?;
+        let result = run_fixed_rate(report, &engine, &Way::Proxy(&proxy)).await;
+        proxy.stop().await?;
+        result
     }
     .await;
     market.stop().await?;
@@ -100,7 +132,7 @@ fn llama_from_environment() -> Option<(String, String)> {
 async fn run_fixed_rate(
     report: &mut Report,
     engine: &FixedRateEngine,
-    market: &Market,
+    market: &Way<'_>,
 ) -> Result<(), Failure> {
     let address = Address::Tcp(engine);
     let prompt = |what: &str| format!("{what}, {}", uuid::Uuid::now_v7());
@@ -116,13 +148,14 @@ async fn run_fixed_rate(
 
 async fn run_llama(report: &mut Report, model: &str, market: &Market) -> Result<(), Failure> {
     // The first job starts the container; then its socket is there.
-    ask_market(market, model, "Say hello.", 8).await?;
+    let way = Way::Jobs(market);
+    ask_market(&way, model, "Say hello.", 8).await?;
     let socket = find_socket(&market.node_directory())
         .ok_or("The socket of llama.cpp is not below the node's directory.")?;
     let address = Address::Unix(&socket);
     let prompt = |what: &str| format!("{} {what}: count from one to fifty.", uuid::Uuid::now_v7());
     let size = (LLAMA_PAIRS, LLAMA_TOKENS);
-    let pairs = run_pairs(report, &address, market, model, size, prompt).await?;
+    let pairs = run_pairs(report, &address, &way, model, size, prompt).await?;
     report.add("llama_ttft_added_p50", median(&pairs.added), "ms");
     report.add("llama_tokens_per_second_ratio", median(&pairs.ratio), "ratio");
     report.add("llama_ttft_direct_p50", median(&pairs.direct_first), "ms");
@@ -136,7 +169,7 @@ async fn run_llama(report: &mut Report, model: &str, market: &Market) -> Result<
 async fn run_pairs(
     report: &mut Report,
     address: &Address<'_>,
-    market: &Market,
+    market: &Way<'_>,
     model: &str,
     (count, tokens): (usize, u32),
     prompt: impl Fn(&str) -> String,
@@ -184,10 +217,10 @@ async fn ask_directly(
         Address::Tcp(engine) => {
             let stream = TcpStream::connect(engine.address).await?;
             stream.set_nodelay(true)?;
-            direct::ask(stream, model, prompt, tokens).await?
+            direct::ask(stream, model, prompt, tokens, "").await?
         }
         Address::Unix(path) => {
-            direct::ask(UnixStream::connect(path).await?, model, prompt, tokens).await?
+            direct::ask(UnixStream::connect(path).await?, model, prompt, tokens, "").await?
         }
     };
     // Both engines send one event for each token.
@@ -196,11 +229,23 @@ async fn ask_directly(
 
 /// Asks through the market.
 async fn ask_market(
-    market: &Market,
+    market: &Way<'_>,
     model: &str,
     prompt: &str,
     tokens: u32,
 ) -> Result<Measured, Failure> {
+    let market = match market {
+        Way::Jobs(market) => market,
+        Way::Proxy(proxy) => {
+            // As OpenAI's clients do, a connection is made for the first request and
+            // kept; one for each is the worse case.
+            let sent = Instant::now();
+            let stream = TcpStream::connect(proxy.address).await?;
+            stream.set_nodelay(true)?;
+            let answer = direct::ask(stream, model, prompt, tokens, &proxy.key).await?;
+            return rate(sent, &answer.pieces, f64::from(tokens));
+        }
+    };
     let Seen { sent, pieces, job, .. } = market.consumer.ask(model, prompt, tokens).await?;
     let streamed = pieces.last().map_or(0, |(_at, length)| *length);
     let whole = job.output.as_deref().map_or(0, str::len);

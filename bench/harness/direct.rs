@@ -23,7 +23,7 @@ pub(crate) struct Answer {
     pub(crate) pieces: Vec<(Instant, usize)>,
 }
 
-/// Streams one answer over a new connection.
+/// Streams one answer over a new connection. Engines do not look at the key.
 ///
 /// # Errors
 /// The server refuses, breaks off or takes too long.
@@ -32,8 +32,9 @@ pub(crate) async fn ask(
     model: &str,
     prompt: &str,
     max_tokens: u32,
+    key: &str,
 ) -> Result<Answer, Failure> {
-    let answer = stream_answer(stream, model, prompt, max_tokens);
+    let answer = stream_answer(stream, model, prompt, max_tokens, key);
     tokio::time::timeout(LIMIT, answer)
         .await
         .map_err(|_elapsed| "A direct answer took too long.")?
@@ -44,6 +45,7 @@ async fn stream_answer(
     model: &str,
     prompt: &str,
     max_tokens: u32,
+    key: &str,
 ) -> Result<Answer, Failure> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let mut tasks = JoinSet::new();
@@ -59,12 +61,13 @@ async fn stream_answer(
         "stream": true,
     });
     let request = Request::post("/v1/chat/completions")
-        .header(header::HOST, "engine")
+        .header(header::HOST, "localhost")
+        .header(header::AUTHORIZATION, format!("Bearer {key}"))
         .header(header::CONTENT_TYPE, "application/json")
         .body(Full::new(Bytes::from(body.to_string())))?;
     let response = sender.send_request(request).await?;
     if !response.status().is_success() {
-        return Err(format!("The engine answers {}.", response.status()).into());
+        return Err(format!("The server answers {}.", response.status()).into());
     }
     let mut body = response.into_body();
     let (mut waiting, mut pieces, mut length) = (Vec::new(), Vec::new(), 0);

@@ -4,6 +4,7 @@
 
 use std::error::Error;
 use std::fs::{self, File};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -48,6 +49,30 @@ pub(crate) struct Market {
     pub(crate) consumer: Consumer,
 }
 
+/// A running proxy of the consumer.
+pub(crate) struct Proxy {
+    child: Child,
+    /// Where it listens.
+    pub(crate) address: SocketAddr,
+    /// What opens it.
+    pub(crate) key: String,
+}
+
+impl Proxy {
+    /// Stops it.
+    ///
+    /// # Errors
+    /// It ends badly.
+    pub(crate) async fn stop(mut self) -> Result<(), Failure> {
+        let status = stop(&mut self.child).await?;
+        if status.success() {
+            Ok(())
+        } else {
+            Err(format!("The proxy ended with {status}.").into())
+        }
+    }
+}
+
 /// The consumer's side: calls and messages.
 pub(crate) struct Consumer {
     rpc: Rpc,
@@ -63,6 +88,8 @@ pub(crate) struct Seen {
     pub(crate) answered: Instant,
     /// When each piece of text was there, with how many bytes of output it ended.
     pub(crate) pieces: Vec<(Instant, usize)>,
+    /// Pieces that did not begin where the one before ended.
+    pub(crate) gaps: usize,
     /// The job after it ended.
     pub(crate) job: Job,
 }
@@ -103,6 +130,76 @@ impl Market {
     /// The process id of the agent.
     pub(crate) fn agent_pid(&self) -> Option<u32> {
         self.node.id()
+    }
+
+    /// Starts the proxy of the consumer, as a process of its own.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub(crate) async fn start_proxy(&self) -> Result<Proxy, Failure> {
+        let root = self.directory.path();
+        let said = root.join("proxy.json");
+        let mut child = program(root, "proxy")
+            .args(["proxy", "--port", "0", "--json", "--log", "error"])
+            .stdout(File::create(&said)?)
+            .stderr(File::create(root.join("proxy.log"))?)
+            .spawn()?;
+        let limit = Instant::now() + START_LIMIT;
+        let printed: Value = loop {
+            if let Ok(printed) = serde_json::from_slice(&fs::read(&said)?) {
+                break printed;
+            }
+            if let Some(status) = child.try_wait()? {
+                let words = fs::read_to_string(root.join("proxy.log"))?;
+                return Err(format!("The proxy ended with {status}.\n{words}").into());
+            }
+            if Instant::now() > limit {
+                return Err("The proxy did not start.".into());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        let word = |name: &str| printed.get(name).and_then(Value::as_str).unwrap_or_default();
+        let url = url::Url::parse(word("base_url"))?;
+        let port = url.port().ok_or("The proxy names no port.")?;
+        let key = fs::read_to_string(word("api_key_file"))?.trim().to_owned();
+        Ok(Proxy { child, address: ([127, 0, 0, 1], port).into(), key })
+    }
+
+    /// Stops the node, starts it again and says how long it takes from the start of
+    /// its process until it is subscribed to its work.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub(crate) async fn restart_node(&mut self) -> Result<Duration, Failure> {
+        stop(&mut self.node).await?;
+        let root = self.directory.path();
+        let log = root.join("node.log");
+        let file = File::create(&log)?;
+        let started = Instant::now();
+        self.node = start_node(root, file)?;
+        while !fs::read_to_string(&log)?.contains("work arrives by Realtime") {
+            if started.elapsed() > START_LIMIT {
+                return Err("The node was not subscribed.".into());
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(started.elapsed())
+    }
+
+    /// Runs a command as the user of the node and says how long it took.
+    ///
+    /// # Errors
+    /// It fails.
+    pub(crate) async fn time_command(&self, arguments: &[&str]) -> Result<Duration, Failure> {
+        let mut command = program(self.directory.path(), "node");
+        let started = Instant::now();
+        let output = command.args(arguments).output().await?;
+        let took = started.elapsed();
+        if !output.status.success() {
+            let words = String::from_utf8_lossy(&output.stderr).into_owned();
+            return Err(format!("infernet {} failed: {words}", arguments.join(" ")).into());
+        }
+        Ok(took)
     }
 
     /// Stops node and control plane and removes what they kept.
@@ -159,6 +256,7 @@ impl Consumer {
         let mut call = std::pin::pin!(self.rpc.submit_job(&job));
         let mut answered: Option<(Instant, SubmittedJob)> = None;
         let mut pieces = Vec::new();
+        let (mut reached, mut gaps) = (0, 0);
         let mut ended = false;
         // The word of SQL that the job is done may overtake the node's last piece,
         // for which there is a little time then.
@@ -175,7 +273,12 @@ impl Consumer {
                 biased;
                 event = channel.recv() => match event {
                     Some(ChannelEvent::Broadcast { event, payload, .. }) => match event.as_str() {
-                        "delta" => pieces.push((Instant::now(), end_of(&payload))),
+                        "delta" => {
+                            let end = end_of(&payload);
+                            gaps += usize::from(start_of(&payload) != reached);
+                            reached = end;
+                            pieces.push((Instant::now(), end));
+                        }
                         "end" => ended = true,
                         "state" if says_ended(&payload) => {
                             // An answer that was faster than the stream comes whole.
@@ -195,7 +298,7 @@ impl Consumer {
         }
         let (answered, submitted) = answered.expect("the loop ends with an answer");
         let job = self.settled(&submitted.job).await?;
-        Ok(Seen { sent, answered, pieces, job })
+        Ok(Seen { sent, answered, pieces, gaps, job })
     }
 
     /// Reads a job until it has ended.
@@ -213,11 +316,16 @@ impl Consumer {
     }
 }
 
-/// Where a delta ends, in bytes of the output.
-fn end_of(payload: &Value) -> usize {
+/// Where a delta begins, in bytes of the output.
+fn start_of(payload: &Value) -> usize {
     let offset = payload.get("offset").and_then(Value::as_u64).unwrap_or(0);
+    usize::try_from(offset).unwrap_or(usize::MAX)
+}
+
+/// Where it ends.
+fn end_of(payload: &Value) -> usize {
     let length = payload.get("text").and_then(Value::as_str).map_or(0, str::len);
-    usize::try_from(offset).unwrap_or(usize::MAX).saturating_add(length)
+    start_of(payload).saturating_add(length)
 }
 
 fn says_ended(payload: &Value) -> bool {
@@ -289,7 +397,15 @@ async fn join_market(
     let person = |keys| Session::new(plane.clone(), keys, LoginKind::User);
     let operator = Rpc::new(person(Keys::load(&data.join("operator.key"))?));
 
-    let consumer_session = person(Keys::generate());
+    // The proxy's process finds the consumer's key there.
+    let consumer_config = root.join("proxy/config");
+    let consumer_keys = Keys::generate();
+    consumer_keys.store(&consumer_config.join("owner.key"))?;
+    fs::write(
+        consumer_config.join("config.toml"),
+        format!("[control]\nurl = \"{url}\"\npublishable_key = \"{publishable_key}\"\n"),
+    )?;
+    let consumer_session = person(consumer_keys);
     let subject = consumer_session.login().await?.subject;
     let public_key = consumer_session.keys().public_hex();
     let credit = "1000".parse()?;
@@ -316,11 +432,7 @@ async fn join_market(
     }
     fs::write(config.join("config.toml"), text)?;
 
-    let mut node = program(root, "node")
-        .args(["start", "--foreground"])
-        .stdout(Stdio::null())
-        .stderr(File::create(root.join("node.log"))?)
-        .spawn()?;
+    let mut node = start_node(root, File::create(root.join("node.log"))?)?;
     if let Err(error) = wait_online(&operator, &mut node, models.len()).await {
         stop(&mut node).await?;
         return Err(error);
@@ -335,6 +447,11 @@ async fn join_market(
     tasks.spawn(async move { session.run_refresh(token).await });
     let consumer = Consumer { rpc: Rpc::new(consumer_session), realtime, subject };
     Ok((node, consumer, tasks, shutdown))
+}
+
+/// Starts the agent.
+fn start_node(root: &Path, log: File) -> std::io::Result<Child> {
+    program(root, "node").args(["start", "--foreground"]).stdout(Stdio::null()).stderr(log).spawn()
 }
 
 /// Waits until the node's offers can be taken.

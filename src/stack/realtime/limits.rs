@@ -49,7 +49,9 @@ impl Default for Limits {
             max_payload_bytes: 3_000_500,
             max_body_bytes: 8_000_000,
             channels_per_socket: 100,
-            messages_per_second: 1_000,
+            // The share of all streams may be one node's: 0.3 of what the gateway
+            // is said to deliver.
+            messages_per_second: 4_000,
             message_burst: 10_000,
             batch_messages: 100,
             outbox_frames: 4_096,
