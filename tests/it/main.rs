@@ -82,6 +82,8 @@ mod engine_llama;
 mod engine_sandbox;
 #[cfg(feature = "stack")]
 mod hardware;
+#[cfg(feature = "stack")]
+mod packaging;
 
 #[cfg(all(feature = "proxy", feature = "stack"))]
 mod proxy;
