@@ -192,8 +192,8 @@ async fn play(fault: Fault, rounds: usize, mut rng: fastrand::Rng, layer: &Path)
         if let Ok(round) = &round {
             tell(fault, number, round, began);
         }
+        field.keep_logs(&logs);
         if !round.as_ref().is_ok_and(Round::is_clean) {
-            field.keep_logs(&logs);
             eprintln!("  The logs are in {}.", logs.display());
         }
         match round {
