@@ -19,7 +19,7 @@ fn commands(command: &mut clap::Command, path: &str, found: &mut Vec<(String, St
     let names: Vec<String> =
         command.get_subcommands().map(|command| command.get_name().to_owned()).collect();
     for name in names.into_iter().filter(|name| name != "help") {
-        let below = command.find_subcommand_mut(&name).unwrap();
+        let below = command.find_subcommand_mut(&name).expect("a name that was just listed");
         commands(below, &format!("{path} {name}"), found);
     }
 }

@@ -334,7 +334,7 @@ async fn an_engine_that_floods_the_agent_does_not_fill_its_memory() {
             engine.url
         )
     };
-    let models = model("words", &words) + &model("line", &line);
+    let models = format!("{}{}", model("words", &words), model("line", &line));
     let node = world.enrol_with("attic", &models).await;
     let mut agent = node.start().await;
     let consumer = world.consumer().await;

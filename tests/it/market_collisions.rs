@@ -532,7 +532,7 @@ async fn drain_against_assign_goes_wrong_when_matching_does_not_look() {
 async fn turn_against_tick(weaknesses: &[Weakness]) -> Option<(Value, Value)> {
     let mut arena = Arena::start(1, 1, 1, weaknesses).await;
     let submit = submission(Uuid::now_v7());
-    let delayed = submit.strip_suffix(')').unwrap().to_owned() + ", p_delay_secs => 5)";
+    let delayed = format!("{}, p_delay_secs => 5)", submit.strip_suffix(')').unwrap());
     arena.market.act(arena.consumer, &delayed).await;
     arena.market.pass(6_000).await;
 
