@@ -150,7 +150,7 @@ pub(crate) fn colour_is_wanted() -> bool {
 
 /// Returns the columns of the terminal, 80 where it does not tell.
 fn width_of_terminal() -> u16 {
-    crossterm::terminal::size().map_or(80, |(columns, _rows)| columns.max(20))
+    terminal_size::terminal_size().map_or(80, |(columns, _rows)| columns.0.max(20))
 }
 
 /// Says whether a character commands a terminal, or changes the direction of
