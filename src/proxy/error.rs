@@ -216,6 +216,11 @@ impl IntoResponse for ApiError {
         if self.final_ {
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
+        // What was not read of the body makes the connection useless; said, so that no client
+        // sends its next request on it.
+        if matches!(self.status, StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT) {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }

@@ -64,27 +64,29 @@ async function main() {
   }
   seen.completion = (await client.completions.create({ model, prompt: "one", max_tokens: 4 })).choices[0].text;
 
-  const called = await client.chat.completions.create({ model, messages, tools, tool_choice: "required", max_tokens: 64 });
-  const calls = called.choices[0].message.tool_calls ?? [];
-  seen.tools = {
-    finish: called.choices[0].finish_reason,
-    names: calls.map((call) => call.function.name),
-    arguments: calls.map((call) => JSON.parse(call.function.arguments)),
-  };
-  const final = await client.chat.completions
-    .stream({ model, messages, tools, tool_choice: "required", max_tokens: 64 })
-    .finalChatCompletion();
-  const streamed = final.choices[0].message;
-  seen.streamed_tools = (streamed.tool_calls ?? []).map((call) => call.function.name);
-  const { role, content, tool_calls } = streamed;
-  const answered = await client.chat.completions.create({
-    model, max_tokens: 4,
-    messages: [
-      ...messages, { role, content, tool_calls },
-      ...(tool_calls ?? []).map((call) => ({ role: "tool", tool_call_id: call.id, content: "noted" })),
-    ],
-  });
-  seen.after_tools = Boolean(answered.choices[0].message.content);
+  if (process.env.TOOLS) {
+    const called = await client.chat.completions.create({ model, messages, tools, tool_choice: "required", max_tokens: 64 });
+    const calls = called.choices[0].message.tool_calls ?? [];
+    seen.tools = {
+      finish: called.choices[0].finish_reason,
+      names: calls.map((call) => call.function.name),
+      arguments: calls.map((call) => JSON.parse(call.function.arguments)),
+    };
+    const final = await client.chat.completions
+      .stream({ model, messages, tools, tool_choice: "required", max_tokens: 64 })
+      .finalChatCompletion();
+    const streamed = final.choices[0].message;
+    seen.streamed_tools = (streamed.tool_calls ?? []).map((call) => call.function.name);
+    const { role, content, tool_calls } = streamed;
+    const answered = await client.chat.completions.create({
+      model, max_tokens: 4,
+      messages: [
+        ...messages, { role, content, tool_calls },
+        ...(tool_calls ?? []).map((call) => ({ role: "tool", tool_call_id: call.id, content: "noted" })),
+      ],
+    });
+    seen.after_tools = Boolean(answered.choices[0].message.content);
+  }
 
   if (process.env.RESPONSE_FORMAT) {
     const schema = { type: "object", properties: { n: { type: "integer" } }, required: ["n"], additionalProperties: false };

@@ -70,28 +70,29 @@ for chunk in client.completions.create(model=MODEL, prompt=["one", "two"], max_t
 seen["completions"] = texts
 seen["completion"] = client.completions.create(model=MODEL, prompt="one", max_tokens=4).choices[0].text
 
-called = client.chat.completions.create(
-    model=MODEL, messages=ASK, tools=TOOLS, tool_choice="required", max_tokens=64
-)
-calls = called.choices[0].message.tool_calls or []
-seen["tools"] = {
-    "finish": called.choices[0].finish_reason,
-    "names": [call.function.name for call in calls],
-    "arguments": [json.loads(call.function.arguments) for call in calls],
-}
-with client.chat.completions.stream(
-    model=MODEL, messages=ASK, tools=TOOLS, tool_choice="required", max_tokens=64
-) as stream:
-    final = stream.get_final_completion()
-seen["streamed_tools"] = [call.function.name for call in final.choices[0].message.tool_calls or []]
-answered = client.chat.completions.create(
-    model=MODEL,
-    max_tokens=4,
-    messages=ASK
-    + [final.choices[0].message.model_dump(include={"role", "content", "tool_calls"}, exclude_none=True)]
-    + [{"role": "tool", "tool_call_id": call.id, "content": "noted"} for call in final.choices[0].message.tool_calls or []],
-)
-seen["after_tools"] = bool(answered.choices[0].message.content)
+if os.environ.get("TOOLS"):
+    called = client.chat.completions.create(
+        model=MODEL, messages=ASK, tools=TOOLS, tool_choice="required", max_tokens=64
+    )
+    calls = called.choices[0].message.tool_calls or []
+    seen["tools"] = {
+        "finish": called.choices[0].finish_reason,
+        "names": [call.function.name for call in calls],
+        "arguments": [json.loads(call.function.arguments) for call in calls],
+    }
+    with client.chat.completions.stream(
+        model=MODEL, messages=ASK, tools=TOOLS, tool_choice="required", max_tokens=64
+    ) as stream:
+        final = stream.get_final_completion()
+    seen["streamed_tools"] = [call.function.name for call in final.choices[0].message.tool_calls or []]
+    answered = client.chat.completions.create(
+        model=MODEL,
+        max_tokens=4,
+        messages=ASK
+        + [final.choices[0].message.model_dump(include={"role", "content", "tool_calls"}, exclude_none=True)]
+        + [{"role": "tool", "tool_call_id": call.id, "content": "noted"} for call in final.choices[0].message.tool_calls or []],
+    )
+    seen["after_tools"] = bool(answered.choices[0].message.content)
 
 if os.environ.get("RESPONSE_FORMAT"):
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
