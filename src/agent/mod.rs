@@ -45,6 +45,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::net::UnixListener;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -52,7 +53,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use url::Url;
 
-use self::admin::server::{AdminContext, run_admin};
+use self::admin::server::{AdminContext, open_early, run_admin};
 use self::attempt::AttemptContext;
 use self::commands::{CommandContext, run_commands};
 use self::heartbeat::{HeartbeatContext, run_heartbeat};
@@ -179,6 +180,7 @@ pub struct Agent {
     unfinished: Vec<Record>,
     journal: Journal,
     endpoint: RealtimeEndpoint,
+    admin: Option<UnixListener>,
 }
 
 impl Agent {
@@ -208,7 +210,18 @@ impl Agent {
             info!(attempt = %record.attempt, job = %record.job, "reported as lost, because it was cut off");
             journal.remove(record.attempt).map_err(journal_error)?;
         }
-        Ok(Self { options, session, rpc, registration, claim, unfinished, journal, endpoint })
+        let admin = open_early(&options.files);
+        Ok(Self {
+            options,
+            session,
+            rpc,
+            registration,
+            claim,
+            unfinished,
+            journal,
+            endpoint,
+            admin,
+        })
     }
 
     /// Returns who the agent is.
@@ -229,8 +242,17 @@ impl Agent {
     /// engines stopped.
     pub async fn run(self, mut stop: watch::Receiver<Stop>) {
         let introduction = self.introduction();
-        let Self { options, session, rpc, registration, claim, unfinished, journal, endpoint } =
-            self;
+        let Self {
+            options,
+            session,
+            rpc,
+            registration,
+            claim,
+            unfinished,
+            journal,
+            endpoint,
+            admin,
+        } = self;
         let shutdown = CancellationToken::new();
         let (events, queue) = mpsc::channel(EVENTS);
         let (held, held_view) = watch::channel(Vec::<Held>::new());
@@ -282,6 +304,7 @@ impl Agent {
                 drained: drained.clone(),
                 logbook: options.logbook,
             },
+            admin,
             shutdown.clone(),
         ));
         let notifier = Arc::new(options.notifier);

@@ -85,25 +85,35 @@ struct Admin {
     gpus: Mutex<Option<(Instant, Vec<GpuView>)>>,
 }
 
-/// Serves the socket until it is told to end, and removes it then. Where it cannot
-/// be made, such as on a full disk, the agent works without it and tries again.
-pub(in crate::agent) async fn run_admin(context: AdminContext, shutdown: CancellationToken) {
+/// Makes the socket before the agent says that it is ready, so that whoever started it
+/// can ask it something at once. None where it cannot be made, such as on a full disk.
+pub(in crate::agent) fn open_early(files: &ProcessFiles) -> Option<UnixListener> {
+    let path = files.admin();
+    bind(files.runtime_dir(), &path)
+        .inspect_err(
+            |error| warn!(path = %path.display(), error = %error, "the admin socket cannot be made"),
+        )
+        .ok()
+}
+
+/// Serves the socket until it is told to end, and removes it then. Where it could not
+/// be made early, the agent works without it and tries again.
+pub(in crate::agent) async fn run_admin(
+    context: AdminContext,
+    early: Option<UnixListener>,
+    shutdown: CancellationToken,
+) {
     let path = context.files.admin();
     let runtime_dir = context.files.runtime_dir().to_owned();
     let admin = Arc::new(Admin { context, standing: Mutex::new(None), gpus: Mutex::new(None) });
-    let mut told = false;
+    let mut opened = early;
     let listener = loop {
-        match bind(&runtime_dir, &path) {
-            Ok(listener) => break listener,
-            Err(error) if !told => {
-                told = true;
-                warn!(path = %path.display(), error = %error, "the admin socket cannot be made");
-            }
-            Err(_again) => {}
+        if let Some(listener) = opened {
+            break listener;
         }
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = sleep(BIND_PAUSE) => {}
+            () = sleep(BIND_PAUSE) => opened = bind(&runtime_dir, &path).ok(),
         }
     };
     let mut clients = JoinSet::new();
