@@ -29,6 +29,7 @@ impl From<EngineError> for CommandError {
         let kind = match &error {
             EngineError::DockerNotRunning { .. }
             | EngineError::Docker { .. }
+            | EngineError::DockerGone { .. }
             | EngineError::Unreachable { .. }
             | EngineError::Stopping => Kind::Unavailable,
             _ => Kind::Config,

@@ -22,7 +22,7 @@ use bollard::query_parameters::{
 use futures_util::StreamExt;
 
 use crate::engine::error::EngineError;
-use crate::engine::sandbox::{LABEL_NODE, NOBODY, Sandbox};
+use crate::engine::sandbox::{LABEL_MODEL, LABEL_NODE, NOBODY, Sandbox};
 
 /// How long an ordinary call may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -63,6 +63,8 @@ pub struct Exit {
     pub code: Option<i64>,
     /// Whether the kernel killed it for its memory.
     pub out_of_memory: bool,
+    /// Whether Docker itself was away when it ended, which then is not the engine's doing.
+    pub host_away: bool,
 }
 
 impl std::fmt::Display for Exit {
@@ -217,15 +219,19 @@ impl ContainerHost {
     /// Waits until a container has ended, however long that takes, and says how. A
     /// container that is not there has ended.
     pub async fn wait(&self, name: &str) -> Exit {
+        let mut host_away = false;
         loop {
             let mut waiting = self.docker.wait_container(name, None::<WaitContainerOptions>);
             // The stream yields once, at the end; any error of it means only that the
             // state has to be looked at.
             drop(waiting.next().await);
             match self.exit(name).await {
-                Ok(Some(exit)) => return exit,
-                Ok(None) => {}
-                Err(error) => tracing::debug!(%error, "a container cannot be looked at"),
+                Ok(Some(exit)) => return Exit { host_away, ..exit },
+                Ok(None) => host_away = false,
+                Err(error) => {
+                    host_away |= error.is_host_away();
+                    tracing::debug!(%error, "a container cannot be looked at");
+                }
             }
             tokio::time::sleep(POLL_INTERVAL).await;
         }
@@ -241,7 +247,7 @@ impl ContainerHost {
             .inspect_container(name, None::<bollard::query_parameters::InspectContainerOptions>);
         let state = match timed(found).await {
             Err(DockerError::DockerResponseServerError { status_code: 404, .. }) => {
-                return Ok(Some(Exit { code: None, out_of_memory: false }));
+                return Ok(Some(Exit { code: None, out_of_memory: false, host_away: false }));
             }
             other => other.map_err(|error| failed("look at a container", &error))?.state,
         };
@@ -249,7 +255,11 @@ impl ContainerHost {
         if state.running.unwrap_or(false) {
             return Ok(None);
         }
-        Ok(Some(Exit { code: state.exit_code, out_of_memory: state.oom_killed.unwrap_or(false) }))
+        Ok(Some(Exit {
+            code: state.exit_code,
+            out_of_memory: state.oom_killed.unwrap_or(false),
+            host_away: false,
+        }))
     }
 
     /// Returns the last lines that a container wrote, shortened; of nothing, a dash.
@@ -288,12 +298,19 @@ impl ContainerHost {
         }
     }
 
-    /// Returns the ids of a node's containers, running or not.
+    /// Returns the ids of a node's containers, running or not; of one model, where it
+    /// is given.
     ///
     /// # Errors
     /// [`EngineError::Docker`].
-    pub async fn containers_of(&self, node: &str) -> Result<Vec<String>, EngineError> {
-        let filters = HashMap::from([("label".to_owned(), vec![format!("{LABEL_NODE}={node}")])]);
+    pub async fn containers_of(
+        &self,
+        node: &str,
+        model: Option<&str>,
+    ) -> Result<Vec<String>, EngineError> {
+        let mut labels = vec![format!("{LABEL_NODE}={node}")];
+        labels.extend(model.map(|model| format!("{LABEL_MODEL}={model}")));
+        let filters = HashMap::from([("label".to_owned(), labels)]);
         let options =
             ListContainersOptions { all: true, filters: Some(filters), ..Default::default() };
         let found = call("list containers", self.docker.list_containers(Some(options))).await?;
@@ -362,7 +379,14 @@ async fn call<T>(
 }
 
 fn failed(action: &'static str, error: &DockerError) -> EngineError {
-    EngineError::Docker { action, reason: reason(error) }
+    let reason = reason(error);
+    match error {
+        DockerError::HyperResponseError { .. }
+        | DockerError::HyperLegacyError { .. }
+        | DockerError::IOError { .. }
+        | DockerError::SocketNotFoundError(_) => EngineError::DockerGone { action, reason },
+        _ => EngineError::Docker { action, reason },
+    }
 }
 
 /// Returns Docker's own words, with the causes beneath them.

@@ -72,6 +72,14 @@ pub enum EngineError {
         /// What Docker said.
         reason: String,
     },
+    /// Docker closed the connection, or does not accept one any more.
+    #[error("Docker went away when it was to {action}: {reason}")]
+    DockerGone {
+        /// What was attempted, as the end of the sentence "it was to …".
+        action: &'static str,
+        /// What the connection said.
+        reason: String,
+    },
     /// The catalogue cannot be read or contradicts itself.
     #[error("The engine catalogue {origin} is not valid: {reason}")]
     BadCatalogue {
@@ -272,6 +280,12 @@ impl EngineError {
             | Self::OutOfMemory { .. } => "engine_failed",
             _ => "engine_unavailable",
         }
+    }
+
+    /// Tells whether Docker cannot be reached, as while it is restarted.
+    #[must_use]
+    pub(crate) fn is_host_away(&self) -> bool {
+        matches!(self, Self::DockerNotRunning { .. } | Self::DockerGone { .. })
     }
 
     /// Tells whether another node, or this one later, may do better.

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -78,6 +78,20 @@ pub(super) struct Settings {
     pub(super) keep_alive: Option<Duration>,
     pub(super) docker_host: Option<String>,
     pub(super) digests: ModelDigests,
+    /// Whether Docker answered once: from then on it is waited for when it is away.
+    host_seen: AtomicBool,
+}
+
+impl Settings {
+    /// Notes that Docker answered.
+    pub(super) fn see_host(&self) {
+        self.host_seen.store(true, Ordering::Relaxed);
+    }
+
+    /// Tells whether Docker answered once.
+    pub(super) fn host_was_seen(&self) -> bool {
+        self.host_seen.load(Ordering::Relaxed)
+    }
 }
 
 /// One model and the state of its engine.
@@ -239,6 +253,7 @@ impl EnginePool {
             keep_alive: config.keep_alive,
             docker_host: config.docker_host,
             digests: ModelDigests::new(config.cache_dir),
+            host_seen: AtomicBool::new(false),
         });
         let mut models = BTreeMap::new();
         for served in config.models {
@@ -272,7 +287,8 @@ impl EnginePool {
         }
         let settings = &self.shared.settings;
         let host = ContainerHost::connect(settings.docker_host.as_deref()).await?;
-        let leftovers = host.containers_of(&settings.node).await?;
+        settings.see_host();
+        let leftovers = host.containers_of(&settings.node, None).await?;
         for container in &leftovers {
             host.remove(container).await?;
         }

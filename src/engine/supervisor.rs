@@ -33,6 +33,12 @@ const RESTART_LIMIT: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
+/// How long Docker may be away, as when it is restarted, before requests that wait for
+/// an engine fail; and the pauses between two looks at it.
+const HOST_PATIENCE: Duration = Duration::from_secs(30);
+const HOST_FIRST_PAUSE: Duration = Duration::from_millis(100);
+const HOST_LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
 /// How long one question about health may take, and the pauses between two.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
 const HEALTH_FIRST_PAUSE: Duration = Duration::from_millis(20);
@@ -66,9 +72,13 @@ pub(super) async fn run_engine(model: Arc<Supervised>, shutdown: CancellationTok
             }
         }
         let begun = Instant::now();
-        match life(&model, &shutdown).await {
+        match patient_life(&model, &shutdown).await {
             Ok(End::Shutdown) | Err(EngineError::Stopping) => return,
             Ok(End::Idle | End::Restart) => failures = 0,
+            Ok(End::Died(exit)) if exit.host_away || host_is_away(&model).await => {
+                tracing::warn!(model = %model.name, %exit, "an engine ended with its Docker");
+                model.state.send_replace(State::Starting { since: Instant::now() });
+            }
             Ok(End::Died(exit)) => {
                 failures = if begun.elapsed() > HEALTHY_LIFE { 1 } else { failures + 1 };
                 tracing::warn!(model = %model.name, %exit, failures, "an engine died");
@@ -82,6 +92,40 @@ pub(super) async fn run_engine(model: Arc<Supervised>, shutdown: CancellationTok
             }
         }
     }
+}
+
+/// Lives a [`life`], waiting for a Docker that went away: whoever asked for the engine
+/// waits with it, and no attempt is used up meanwhile. A Docker that was never there is
+/// not waited for.
+async fn patient_life(
+    model: &Arc<Supervised>,
+    shutdown: &CancellationToken,
+) -> Result<End, EngineError> {
+    let mut away_since = None;
+    let mut longest = HOST_FIRST_PAUSE;
+    loop {
+        let error = match life(model, shutdown).await {
+            Err(error) if error.is_host_away() && model.settings.host_was_seen() => error,
+            end => return end,
+        };
+        let since = away_since.get_or_insert_with(Instant::now);
+        if since.elapsed() >= HOST_PATIENCE {
+            return Err(error);
+        }
+        tracing::debug!(model = %model.name, %error, "waiting for Docker");
+        tokio::select! {
+            () = shutdown.cancelled() => return Err(EngineError::Stopping),
+            () = tokio::time::sleep(longest.mul_f64(0.5 + 0.5 * fastrand::f64())) => {}
+        }
+        longest = (longest * 2).min(HOST_LONGEST_PAUSE);
+    }
+}
+
+/// Tells whether Docker cannot be reached now.
+async fn host_is_away(model: &Supervised) -> bool {
+    ContainerHost::connect(model.settings.docker_host.as_deref())
+        .await
+        .is_err_and(|error| error.is_host_away())
 }
 
 /// Starts a container, watches it to its end, and removes it whatever happens.
@@ -211,6 +255,11 @@ impl<'a> Launch<'a> {
             reason: error.to_string(),
         })?;
         let host = ContainerHost::connect(model.settings.docker_host.as_deref()).await?;
+        model.settings.see_host();
+        // A Docker that went away could not remove what it ran.
+        for leftover in host.containers_of(&model.settings.node, Some(&served.name)).await? {
+            host.remove(&leftover).await?;
+        }
         let image = host.image(&entry.image).await?.ok_or_else(|| EngineError::ImageMissing {
             image: entry.image.clone(),
             install: entry.install.clone(),

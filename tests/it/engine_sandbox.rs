@@ -279,7 +279,7 @@ async fn time_has_a_limit_and_its_end_is_certain() {
     });
     let ending = async {
         let found = loop {
-            let found = host.containers_of("test-deadline").await.unwrap();
+            let found = host.containers_of("test-deadline", None).await.unwrap();
             if !found.is_empty() {
                 break found;
             }
@@ -291,5 +291,5 @@ async fn time_has_a_limit_and_its_end_is_certain() {
     let begun = std::time::Instant::now();
     tokio::join!(running, ending);
     assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
-    assert!(host.containers_of("test-deadline").await.unwrap().is_empty());
+    assert!(host.containers_of("test-deadline", None).await.unwrap().is_empty());
 }

@@ -74,6 +74,7 @@ mod cli_config;
 mod cli_ids;
 #[cfg(feature = "stack")]
 mod consumer;
+mod engine_docker_away;
 mod engine_endpoint;
 #[cfg(feature = "stack")]
 mod engine_escapes;
