@@ -1,7 +1,9 @@
 # Stages of a run: each is timed, its output kept in a log, its tests counted.
 
-stage_names=() stage_seconds=() stage_results=()
+stage_names=() stage_seconds=() stage_results=() failed_logs=()
 tests_passed=0 tests_failed=0
+# So much of a failed stage's log is printed again at the end.
+readonly failed_tail_lines=100
 
 # run_stage NAME COUNTER FUNCTION: COUNTER reads the stage's log and prints
 # "PASSED FAILED"; `check` stands for a stage that has no tests to count.
@@ -28,6 +30,7 @@ run_stage() {
   stage_seconds+=("$(awk -v a="$started" -v b="$(date +%s.%N)" 'BEGIN { printf "%.1f", b - a }')")
   if [ "$status" -ne 0 ] || [ "$failed" -ne 0 ]; then
     stage_results+=("failed, see $log")
+    failed_logs+=("$log")
   elif [ "$counter" = check ]; then
     stage_results+=("ok")
   else
@@ -83,9 +86,14 @@ count_deno() {
 }
 
 # Prints the table of stages and, alone on the last line, the sum. Fails when
-# anything failed.
+# anything failed; what failed is told once more before the table, because a
+# service that runs this often keeps nothing but the end of it.
 print_summary() {
-  local index
+  local index log
+  for log in ${failed_logs[@]+"${failed_logs[@]}"}; do
+    printf '\n== the end of %s\n' "$log"
+    tail -n "$failed_tail_lines" "$log"
+  done
   printf '\n%-12s %9s  %s\n' stage seconds result
   for index in "${!stage_names[@]}"; do
     printf '%-12s %9s  %s\n' "${stage_names[$index]}" "${stage_seconds[$index]}" \
