@@ -23,10 +23,13 @@ use url::Url;
 
 pub use self::directories::Directories;
 pub use self::document::{ConfigDocument, Origin, Setting};
-pub use self::raw::{RawConfig, RawControl, RawDocker, RawModel, RawNode};
+pub use self::raw::{
+    RawConfig, RawContainer, RawControl, RawDocker, RawEngines, RawModel, RawNode,
+};
 pub(crate) use self::raw::{check_model_name, check_node_name};
-use crate::control::rpc::OfferedModel;
+use crate::control::rpc::{OfferedImage, OfferedModel, Offering};
 use crate::control::{BaseUrl, PlainHttp};
+use crate::engine::JobImage;
 use crate::engine::escapes::KnownEscapes;
 use crate::money::Usd;
 
@@ -120,7 +123,9 @@ pub struct Config {
     control: Option<ControlConfig>,
     node: Option<NodeConfig>,
     docker: DockerConfig,
+    engines: EnginesConfig,
     models: Vec<ModelConfig>,
+    containers: Vec<ContainerConfig>,
     log: String,
 }
 
@@ -190,6 +195,25 @@ pub struct DockerConfig {
     pub known_escapes: KnownEscapes,
 }
 
+/// What all engines share.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct EnginesConfig {
+    /// How long an engine stays without requests; for ever when absent.
+    pub keep_alive: Option<Duration>,
+    /// Memory of all engines and jobs together, in MiB; nine tenths of the machine's
+    /// when absent.
+    pub memory_mb: Option<u64>,
+}
+
+/// An image that container jobs may run here, and what it asks.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ContainerConfig {
+    /// The image.
+    pub image: JobImage,
+    /// USD per second.
+    pub price_second: Usd,
+}
+
 /// A model that this node serves and what it asks for it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ModelConfig {
@@ -203,6 +227,16 @@ pub struct ModelConfig {
     pub slots: u32,
     /// Tokens that fit the context; the engine's own default when absent.
     pub context_length: Option<u32>,
+    /// Threads and processors of its engine; all when absent.
+    pub threads: Option<u32>,
+    /// Memory of its engine, in MiB; reckoned from its file when absent.
+    pub memory_mb: Option<u64>,
+    /// UUIDs of the GPUs that its engine may use.
+    pub gpus: Vec<String>,
+    /// Memory of these GPUs, in MiB; reckoned from its file when absent.
+    pub gpu_memory_mb: Option<u64>,
+    /// Whether it is served by an engine that cannot keep consumers' prompts apart.
+    pub share_prefix_cache: bool,
     /// USD per million tokens of input.
     pub price_input: Usd,
     /// USD per million tokens of output.
@@ -218,11 +252,15 @@ pub enum ModelSource {
         path: PathBuf,
         /// Its hex sha256; a file with another one is not served.
         sha256: Option<String>,
+        /// Where the file can be had.
+        url: Option<Url>,
     },
     /// An OpenAI-compatible server of this host.
     Endpoint {
         /// Its base URL, such as `http://127.0.0.1:11434/v1`.
         url: Url,
+        /// The name that it knows the model by, when it is another.
+        model: Option<String>,
     },
 }
 
@@ -315,11 +353,10 @@ impl Config {
 
     /// Returns what this node offers, with the digests that its owner wrote
     /// down. No offer has more slots than the whole node.
-    pub fn offers(&self) -> Vec<OfferedModel> {
+    pub fn offers(&self) -> Vec<Offering> {
         let most = self.node.as_ref().and_then(|node| node.slots).unwrap_or(u32::MAX);
-        self.models
-            .iter()
-            .map(|model| OfferedModel {
+        let models = self.models.iter().map(|model| {
+            Offering::Model(OfferedModel {
                 model: model.name.clone(),
                 slots: model.slots.min(most),
                 price_input: model.price_input,
@@ -330,12 +367,35 @@ impl Config {
                 },
                 context_length: model.context_length,
             })
-            .collect()
+        });
+        models.chain(self.containers.iter().map(|container| container.offer(most))).collect()
+    }
+
+    /// Returns what all engines share.
+    pub fn engines(&self) -> &EnginesConfig {
+        &self.engines
+    }
+
+    /// Returns what container jobs may run here.
+    pub fn containers(&self) -> &[ContainerConfig] {
+        &self.containers
     }
 
     /// Returns what a daemon logs, as a filter of `tracing`.
     pub fn log(&self) -> &str {
         &self.log
+    }
+}
+
+impl ContainerConfig {
+    /// Makes the offer of this image, of `most` slots at most.
+    pub(crate) fn offer(&self, most: u32) -> Offering {
+        Offering::Image(OfferedImage {
+            image: self.image.name.clone(),
+            slots: self.image.slots.min(most),
+            price_second: self.price_second,
+            digest: self.image.digest().map(str::to_ascii_lowercase),
+        })
     }
 }
 
@@ -406,7 +466,7 @@ mod tests {
     fn the_example_has_every_key() {
         let text = example_with_every_key();
         let config = read(&text).unwrap();
-        assert_eq!(config.models().len(), 2);
+        assert_eq!((config.models().len(), config.containers().len()), (2, 1));
         let shown: toml::Table = text.parse().unwrap();
         let keys = |value: &toml::Value| {
             let mut keys: Vec<String> = value.as_table().unwrap().keys().cloned().collect();
@@ -415,9 +475,10 @@ mod tests {
         };
         let all = toml::Value::try_from(raw::every_key()).unwrap();
         assert_eq!(keys(&toml::Value::Table(shown.clone())), keys(&all));
-        for table in ["control", "node", "docker"] {
+        for table in ["control", "node", "docker", "engines"] {
             assert_eq!(keys(&shown[table]), keys(&all[table]), "[{table}]");
         }
+        assert_eq!(keys(&shown["container"][0]), keys(&all["container"][0]), "[[container]]");
         let mut model_keys: Vec<String> =
             shown["model"].as_array().unwrap().iter().flat_map(&keys).collect();
         model_keys.sort();
@@ -474,6 +535,25 @@ mod tests {
         assert_eq!(config.models()[0].price_input.to_string(), "$0.05");
         let twice = format!("{0}{0}", model("path = \"/m\"\n"));
         assert!(wrong(&twice).1.contains("twice"));
+    }
+
+    #[test]
+    fn an_image_is_pinned_and_named_once() {
+        let digest = "ab".repeat(32);
+        let container = |name: &str, image: &str| {
+            format!(
+                "[[container]]\nname = \"{name}\"\nimage = \"{image}\"\ncommand = [\"/bin/wc\"]\n\
+                 price_second = \"0.001\"\n"
+            )
+        };
+        let good = container("tools/wc:1", &format!("wc@sha256:{digest}"));
+        let config = read(&good).unwrap();
+        let Offering::Image(offer) = &config.offers()[0] else { panic!() };
+        assert_eq!((offer.image.as_str(), offer.digest.as_deref()), ("tools/wc:1", Some(&*digest)));
+        let (line, message) = wrong(&format!("\n{}", container("wc", "wc:latest")));
+        assert!(line == 3 && message.contains("come to mean another image"), "{line} {message}");
+        assert!(wrong(&container("-v", &digest)).1.contains("not an image's name"));
+        assert!(wrong(&format!("{good}{good}")).1.contains("twice"));
     }
 
     #[test]

@@ -25,13 +25,12 @@ use super::journal::{Finished, Journal, Record};
 use super::output::Output;
 use super::progress::{Ended, Outcome, Progress};
 use super::stream::Stream;
+use super::work;
 use crate::control::realtime::Realtime;
 use crate::control::rpc::{
-    CompleteAttempt, FailAttempt, FailureCode, JobKind, Rpc, RpcError, StartedAttempt, Usage,
+    CompleteAttempt, FailAttempt, FailureCode, Rpc, RpcError, StartedAttempt, Usage,
 };
-use crate::engine::{
-    EngineError, EngineEvent, EnginePool, EngineRequest, EngineStream, RequestKind,
-};
+use crate::engine::{EngineError, EngineEvent, EnginePool, EngineStream, Work};
 use crate::id::{AttemptId, JobId, LeaseId};
 use crate::identity::{Keys, Receipt, sha256_hex};
 
@@ -113,7 +112,16 @@ pub(super) async fn run(
     let deadline = Instant::now() + seconds(started.deadline_secs);
     let limit = usize::try_from(started.output_bytes.unwrap_or(OUTPUT_BYTES)).unwrap_or(usize::MAX);
     let mut output = Output::new(limit, started.stream_rate);
-    let ending = generate(&context, &started, &progress, deadline, &mut output, &mut stop).await;
+    let ending = match work::work(&started, limit) {
+        Some(work) => {
+            generate(&context, &started, work, &progress, deadline, &mut output, &mut stop).await
+        }
+        None => Ending::Failed {
+            code: FailureCode::EngineUnavailable,
+            message: "This node does not run jobs of this kind.".to_owned(),
+            retry: true,
+        },
+    };
     progress.settling();
     let give_up = (deadline + context.lease).max(Instant::now() + HAND_IN_AT_LEAST);
     let ended = match ending {
@@ -185,28 +193,18 @@ async fn start(
 async fn generate(
     context: &AttemptContext,
     started: &StartedAttempt,
+    work: Work,
     progress: &Progress,
     deadline: Instant,
     output: &mut Output,
     stop: &mut watch::Receiver<Option<StopReason>>,
 ) -> Ending {
     let attempt = started.attempt;
-    let Some(kind) = request_kind(started.kind) else {
-        return Ending::Failed {
-            code: FailureCode::EngineUnavailable,
-            message: "This node does not run jobs of this kind.".to_owned(),
-            retry: true,
-        };
-    };
-    let Ok(body) = serde_json::from_str(started.input.get()) else {
-        unreachable!("the input was parsed as JSON when it arrived");
-    };
     let cancel = CancellationToken::new();
     // Whatever way this function is left, the engine is told to stop.
     let _stop_engine = cancel.clone().drop_guard();
-    let request = EngineRequest { kind, body, max_tokens: started.max_tokens };
     let mut engine = Engine {
-        opening: Box::pin(context.engines.chat(&started.model, request, cancel.clone())),
+        opening: Box::pin(context.engines.run(&started.model, work, cancel.clone())),
         stream: None,
     };
     debug!(
@@ -231,9 +229,8 @@ async fn generate(
                         break Ending::Complete { finish: "length", usage: engine.usage() };
                     }
                 }
-                Some(Ok(EngineEvent::Done { finish, input_tokens, output_tokens })) => {
-                    let usage = Usage { input_tokens, output_tokens };
-                    break Ending::Complete { finish: finish.as_str(), usage };
+                Some(Ok(EngineEvent::Done { finish, .. })) => {
+                    break Ending::Complete { finish: finish.as_str(), usage: engine.usage() };
                 }
                 Some(Err(error)) => break failed(attempt, &error),
                 None => break Ending::Failed {
@@ -295,17 +292,7 @@ impl<F: Future<Output = Result<EngineStream, EngineError>>> Engine<F> {
 
     /// Returns what was delivered so far; nothing while it has not begun.
     fn usage(&self) -> Usage {
-        let usage = self.stream.as_ref().map(EngineStream::usage).unwrap_or_default();
-        Usage { input_tokens: usage.input_tokens, output_tokens: usage.output_tokens }
-    }
-}
-
-/// Translates the kinds of work that an engine's server does.
-fn request_kind(kind: JobKind) -> Option<RequestKind> {
-    match kind {
-        JobKind::Chat => Some(RequestKind::Chat),
-        JobKind::Completion => Some(RequestKind::Completion),
-        JobKind::Embedding | JobKind::Container | JobKind::Unknown => None,
+        work::usage(self.stream.as_ref().map(EngineStream::usage).unwrap_or_default())
     }
 }
 
@@ -360,16 +347,12 @@ fn finished(
         output_tokens: usage.output_tokens,
         price_input: started.price_input.as_decimal().to_string(),
         price_output: started.price_output.as_decimal().to_string(),
+        seconds: usage.seconds,
+        price_second: usage.seconds.map(|_| started.price_second.as_decimal().to_string()),
         finish: finish.to_owned(),
     };
     let now = u64::try_from(Timestamp::now().as_second()).unwrap_or_default();
-    Finished {
-        output,
-        finish: finish.to_owned(),
-        input_tokens: usage.input_tokens,
-        output_tokens: usage.output_tokens,
-        receipt: receipt.sign(&context.keys, now),
-    }
+    Finished { output, finish: finish.to_owned(), usage, receipt: receipt.sign(&context.keys, now) }
 }
 
 /// Hands a finished answer in, again and again while the control plane is away.
@@ -386,7 +369,7 @@ async fn hand_in(
         lease,
         output: finished.output.clone(),
         finish: finished.finish.clone(),
-        usage: Usage { input_tokens: finished.input_tokens, output_tokens: finished.output_tokens },
+        usage: finished.usage,
         receipt: finished.receipt.clone(),
     };
     record.finished = Some(finished);

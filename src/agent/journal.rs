@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::control::rpc::Usage;
 use crate::id::{AttemptId, JobId, LeaseId};
 
 /// Says what the journal knows of one attempt.
@@ -48,10 +49,9 @@ pub(super) struct Finished {
     pub(super) output: String,
     /// Why it ended: `stop`, `length` or `cancelled`.
     pub(super) finish: String,
-    /// Tokens read.
-    pub(super) input_tokens: u64,
-    /// Tokens written.
-    pub(super) output_tokens: u64,
+    /// What was used.
+    #[serde(flatten)]
+    pub(super) usage: Usage,
     /// The signed receipt.
     pub(super) receipt: serde_json::Value,
 }
@@ -191,8 +191,7 @@ mod tests {
         held.finished = Some(Finished {
             output: "Hello.".into(),
             finish: "stop".into(),
-            input_tokens: 3,
-            output_tokens: 2,
+            usage: Usage { input_tokens: 3, output_tokens: 2, seconds: None },
             receipt: serde_json::json!({"id": "00"}),
         });
         journal.write(&held).unwrap();

@@ -38,6 +38,7 @@ pub mod status;
 mod stream;
 mod table;
 mod wakeup;
+mod work;
 
 use std::io;
 use std::path::PathBuf;
@@ -66,7 +67,7 @@ use self::status::{Monitor, StatusFile, StatusSources, run_status_file};
 use self::table::{CatchUp, Held, Table, TableEvent};
 use self::wakeup::{WakeupContext, run_wakeups};
 use crate::control::realtime::{EndpointError, Realtime, RealtimeEndpoint};
-use crate::control::rpc::{Claim, Inventory, OfferedModel, Registration, Rpc, RpcError};
+use crate::control::rpc::{Claim, Inventory, Offering, Registration, Rpc, RpcError};
 use crate::control::session::{LoginKind, Session, SessionError};
 use crate::control::{ControlError, ControlPlane};
 use crate::engine::{EngineError, EnginePool};
@@ -127,7 +128,7 @@ pub struct AgentOptions {
     /// The machine, coarsely.
     pub inventory: Inventory,
     /// What is offered.
-    pub offers: Vec<OfferedModel>,
+    pub offers: Vec<Offering>,
     /// Where the process keeps its files.
     pub files: ProcessFiles,
     /// How long running attempts may finish when the agent is told to stop.

@@ -10,10 +10,12 @@ use super::process::ProcessFiles;
 use super::{AgentError, AgentOptions};
 use crate::config::{Config, Directories, ModelConfig, ModelSource, NodeConfig};
 use crate::control::ControlPlane;
-use crate::control::rpc::{Inventory, OfferedModel};
+use crate::control::rpc::{Inventory, OfferedModel, Offering};
 use crate::engine::docker::ContainerHost;
 use crate::engine::escapes::{self, KnownEscapes, Machine};
-use crate::engine::{Catalogue, EngineConfig, EngineError, EngineKind, EnginePool, ServedModel};
+use crate::engine::{
+    Budget, Catalogue, EngineConfig, EngineError, EngineKind, EnginePool, ServedModel,
+};
 use crate::hardware;
 use crate::identity::Keys;
 
@@ -37,16 +39,22 @@ pub async fn prepare(
         node: keys.public_hex()[..16].to_owned(),
         catalogue: catalogue.clone(),
         models: config.models().iter().map(served).collect(),
+        images: config.containers().iter().map(|container| container.image.clone()).collect(),
         runtime_dir: directories.runtime().join("engines"),
         cache_dir: Some(directories.state().join("cache")),
         // A model that is loaded answers at once; its owner gave it its memory.
-        keep_alive: None,
+        keep_alive: config.engines().keep_alive,
         docker_host: Some(socket.clone()),
+        budget: budget(config),
+        relay_program: None,
     })?;
-    let mut offers = Vec::with_capacity(config.models().len());
+    let mut offers = Vec::with_capacity(config.models().len() + config.containers().len());
     for model in config.models() {
-        offers.push(offer(model, node.slots, engines.digest(&model.name).await?));
+        let digest = engines.digest(&model.name).await?;
+        offers.push(Offering::Model(offer(model, node.slots, digest)));
     }
+    let most_slots = node.slots.unwrap_or(u32::MAX);
+    offers.extend(config.containers().iter().map(|container| container.offer(most_slots)));
     // The pool says what it removed.
     engines.remove_leftovers().await?;
     check_containers(&engines, &catalogue, &socket, config.docker().known_escapes).await?;
@@ -66,16 +74,24 @@ pub async fn prepare(
 /// Translates a model of the configuration for the engines.
 fn served(model: &ModelConfig) -> ServedModel {
     let mut served = match &model.source {
-        ModelSource::File { path, sha256 } => {
+        ModelSource::File { path, sha256, url: _ } => {
             let mut served = ServedModel::file(&model.name, path);
             served.engine.clone_from(&model.engine);
             served.sha256.clone_from(sha256);
             served
         }
-        ModelSource::Endpoint { url } => {
-            ServedModel::endpoint(&model.name, url.as_str(), model.slots)
+        ModelSource::Endpoint { url, model: endpoint_model } => {
+            let mut served = ServedModel::endpoint(&model.name, url.as_str(), model.slots);
+            served.engine.clone_from(&model.engine);
+            served.endpoint_model.clone_from(endpoint_model);
+            served
         }
     };
+    served.threads = model.threads;
+    served.memory_mb = model.memory_mb;
+    served.gpus.clone_from(&model.gpus);
+    served.gpu_memory_mb = model.gpu_memory_mb;
+    served.share_prefix_cache = model.share_prefix_cache;
     served.slots = model.slots;
     if let Some(context_length) = model.context_length {
         served.context_length = context_length;
@@ -94,6 +110,25 @@ fn offer(model: &ModelConfig, most_slots: Option<u32>, digest: Option<String>) -
         digest,
         context_length: model.context_length,
     }
+}
+
+/// Says what all engines may use together: what the owner says, else most of what
+/// there is.
+fn budget(config: &Config) -> Budget {
+    let most = |bytes: u64| (bytes >> 20) / 10 * 9;
+    let memory_mb = config.engines().memory_mb.or_else(|| hardware::host::memory_bytes().map(most));
+    let wants_gpus = config.models().iter().any(|model| !model.gpus.is_empty());
+    let gpu_memory_mb = if wants_gpus {
+        let report = hardware::gpus();
+        let cards =
+            report.cards.iter().filter_map(|card| Some((card.uuid.clone()?, card.memory_bytes?)));
+        let instances = report.cards.iter().flat_map(|card| &card.instances);
+        let instances = instances.map(|instance| (instance.uuid.clone(), instance.memory_bytes));
+        cards.chain(instances).map(|(uuid, bytes)| (uuid, bytes >> 20)).collect()
+    } else {
+        Default::default()
+    };
+    Budget { memory_mb, gpu_memory_mb }
 }
 
 /// Describes the machine, as coarsely as it is told.
@@ -119,7 +154,8 @@ async fn check_containers(
             entries.extend(catalogue.get(engine));
         }
     }
-    if entries.is_empty() {
+    let images: Vec<_> = engines.images().collect();
+    if entries.is_empty() && images.is_empty() {
         return Ok(());
     }
     let host = ContainerHost::connect(Some(socket)).await?;
@@ -130,6 +166,14 @@ async fn check_containers(
     }
     for opening in openings {
         tracing::warn!(cve = opening.escape.cve, "{opening}");
+    }
+    for image in images {
+        if host.image(&image.image).await?.is_none() {
+            return Err(EngineError::ImageMissing {
+                image: image.image.clone(),
+                install: format!("infernet model pull {}", image.name),
+            });
+        }
     }
     for entry in entries {
         if host.image(&entry.image).await?.is_none() {

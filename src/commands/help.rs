@@ -16,8 +16,11 @@ use super::Cli;
 /// Every command below one, each by its path of words.
 fn commands(command: &mut clap::Command, path: &str, found: &mut Vec<(String, String)>) {
     found.push((path.to_owned(), help(command, path)));
-    let names: Vec<String> =
-        command.get_subcommands().map(|command| command.get_name().to_owned()).collect();
+    let names: Vec<String> = command
+        .get_subcommands()
+        .filter(|command| !command.is_hide_set())
+        .map(|command| command.get_name().to_owned())
+        .collect();
     for name in names.into_iter().filter(|name| name != "help") {
         let below = command.find_subcommand_mut(&name).expect("a name that was just listed");
         commands(below, &format!("{path} {name}"), found);
@@ -87,7 +90,10 @@ fn every_command_and_every_argument_is_explained() {
                 silent.push(format!("{path}: {}", argument.get_id()));
             }
         }
-        for below in command.get_subcommands().filter(|below| below.get_name() != "help") {
+        for below in command
+            .get_subcommands()
+            .filter(|below| below.get_name() != "help" && !below.is_hide_set())
+        {
             check(below, &format!("{path} {}", below.get_name()), silent);
         }
     }

@@ -32,6 +32,7 @@ mod prompt;
 #[cfg(feature = "proxy")]
 mod proxy;
 mod register;
+mod relay;
 mod restart;
 mod resume;
 mod run;
@@ -174,6 +175,9 @@ enum Command {
     Doctor(doctor::Args),
     /// Show and change what this machine was told
     Config(config::Args),
+    /// Hand a unix socket's connections on to a port; for the containers of engines
+    #[command(hide = true)]
+    Relay(relay::Args),
     /// Print a script that completes commands in a shell
     Completion(completion::Args),
     /// Run a control plane on this machine
@@ -233,6 +237,7 @@ impl Command {
             Self::Balance(args) => balance::run(&args, &context).await,
             #[cfg(feature = "proxy")]
             Self::Proxy(args) => Box::pin(proxy::run(&args, &context)).await,
+            Self::Relay(args) => relay::run(&args).await,
             Self::Completion(args) => completion::run(&args, &context),
             #[cfg(feature = "stack")]
             Self::Up(args) => up::run(args, &context).await,

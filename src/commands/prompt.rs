@@ -6,20 +6,54 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use crate::command_error::{CommandError, Kind};
-use crate::control::rpc::SubmitJob;
+use crate::control::rpc::{JobKind, SubmitJob};
 use crate::money::Usd;
 
 /// The most that is read of a prompt from stdin; the control plane's own limit
 /// is far lower.
 const PROMPT_LIMIT: u64 = 16 * 1024 * 1024;
 
+/// The kinds of work that can be asked for.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, clap::ValueEnum)]
+pub(crate) enum WorkKind {
+    /// Answer a message
+    #[default]
+    Chat,
+    /// Go on with a text
+    Completion,
+    /// Turn a text into a vector
+    Embedding,
+    /// Run a container with an input
+    Container,
+}
+
+impl From<WorkKind> for JobKind {
+    fn from(kind: WorkKind) -> Self {
+        match kind {
+            WorkKind::Chat => Self::Chat,
+            WorkKind::Completion => Self::Completion,
+            WorkKind::Embedding => Self::Embedding,
+            WorkKind::Container => Self::Container,
+        }
+    }
+}
+
 /// What is asked, and within which limits.
 #[derive(Debug, clap::Args)]
 pub(crate) struct PromptArgs {
-    /// The model that answers
+    /// The model that answers, or the image that runs
     model: String,
-    /// The prompt; read from stdin when absent or -
+    /// The prompt, text or input; read from stdin when absent or -
     prompt: Option<String>,
+    /// Ask for this kind of work
+    #[arg(long, value_enum, default_value_t, value_name = "KIND")]
+    kind: WorkKind,
+    /// Hand this argument to the container's program; may be repeated
+    #[arg(long = "arg", value_name = "TEXT", allow_hyphen_values = true)]
+    args: Vec<String>,
+    /// Let the container run for this long at most, such as 90s, 10m or 2h
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    max_time: Option<Duration>,
     /// Say this to the model before the prompt
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
@@ -49,14 +83,24 @@ pub(crate) struct PromptArgs {
 impl PromptArgs {
     /// Makes the job, with a new id; reads stdin if the prompt is there.
     pub(crate) fn job(&self) -> Result<SubmitJob, CommandError> {
+        self.check()?;
         let prompt = self.prompt()?;
-        let mut messages = Vec::with_capacity(2);
-        if let Some(system) = &self.system {
-            messages.push(json!({"role": "system", "content": system}));
-        }
-        messages.push(json!({"role": "user", "content": prompt}));
-        let mut input = Map::new();
-        input.insert("messages".to_owned(), Value::Array(messages));
+        let mut input = match self.kind {
+            WorkKind::Chat => {
+                let mut messages = Vec::with_capacity(2);
+                if let Some(system) = &self.system {
+                    messages.push(json!({"role": "system", "content": system}));
+                }
+                messages.push(json!({"role": "user", "content": prompt}));
+                Map::from_iter([("messages".to_owned(), Value::Array(messages))])
+            }
+            WorkKind::Completion => Map::from_iter([("prompt".to_owned(), json!(prompt))]),
+            WorkKind::Embedding => Map::from_iter([("input".to_owned(), json!(prompt))]),
+            WorkKind::Container => Map::from_iter([
+                ("input".to_owned(), json!(prompt)),
+                ("args".to_owned(), json!(self.args)),
+            ]),
+        };
         if let Some(temperature) = self.temperature {
             input.insert("temperature".to_owned(), json!(temperature));
         }
@@ -72,7 +116,37 @@ impl PromptArgs {
         job.deadline_secs =
             self.deadline.map(|time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX));
         job.title.clone_from(&self.title);
+        job.kind = self.kind.into();
+        job.max_seconds =
+            self.max_time.map(|time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX));
         Ok(job)
+    }
+
+    /// Refuses options that say nothing to this kind of work.
+    fn check(&self) -> Result<(), CommandError> {
+        let container = self.kind == WorkKind::Container;
+        let text = matches!(self.kind, WorkKind::Chat | WorkKind::Completion);
+        let wrong = [
+            ("--system", self.system.is_some() && self.kind != WorkKind::Chat),
+            ("--max-tokens", self.max_tokens.is_some() && !text),
+            ("--temperature", self.temperature.is_some() && !text),
+            ("--top-p", self.top_p.is_some() && !text),
+            ("--seed", self.seed.is_some() && !text),
+            ("--arg", !self.args.is_empty() && !container),
+            ("--max-time", self.max_time.is_some() && !container),
+        ]
+        .into_iter()
+        .find_map(|(option, wrong)| wrong.then_some(option));
+        match wrong {
+            None => Ok(()),
+            Some(option) => Err(CommandError::new(
+                Kind::Usage,
+                format!(
+                    "{option} says nothing to a job of kind {}.",
+                    JobKind::from(self.kind).as_str()
+                ),
+            )),
+        }
     }
 
     fn prompt(&self) -> Result<String, CommandError> {

@@ -72,13 +72,15 @@ fn outcome(job: &Job, interrupted: bool) -> Result<(), CommandError> {
     let failure = match job.state {
         JobState::Completed => return Ok(()),
         JobState::Cancelled if interrupted => {
-            let delivered = job.usage.unwrap_or_default().output_tokens;
+            let usage = job.usage.unwrap_or_default();
+            let cost = job.cost.unwrap_or_default();
+            let delivered = match usage.seconds {
+                Some(seconds) => format!("It ran for {seconds} s"),
+                None => format!("{} tokens were delivered", usage.output_tokens),
+            };
             CommandError::new(
                 Kind::Interrupted,
-                format!(
-                    "Cancelled. {delivered} tokens were delivered and {} was charged.",
-                    job.cost.unwrap_or_default()
-                ),
+                format!("Cancelled. {delivered} and {cost} was charged."),
             )
         }
         JobState::Cancelled => {
@@ -109,7 +111,7 @@ fn summary(job: &Job, measure: &StreamMeasure) -> String {
         parts.push(attempt.node.name.clone());
     }
     if let Some(usage) = job.usage {
-        parts.push(format!("{} tokens in, {} out", usage.input_tokens, usage.output_tokens));
+        parts.push(usage.to_string());
         if measure.streamed
             && let Some(first) = measure.first_text_ms
         {

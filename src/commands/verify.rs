@@ -119,6 +119,15 @@ fn compare(receipt: &Receipt, job: &Job) -> Result<(), CommandError> {
 }
 
 fn sheet(receipt: &Receipt) -> Table {
+    let (usage, price) = match (receipt.seconds, &receipt.price_second) {
+        (Some(seconds), Some(price)) => {
+            (format!("{seconds} seconds"), format!("{price} USD per second"))
+        }
+        _ => (
+            format!("{} tokens in, {} out", receipt.input_tokens, receipt.output_tokens),
+            format!("{} in, {} out, USD per million", receipt.price_input, receipt.price_output),
+        ),
+    };
     let mut sheet = Table::sheet();
     sheet.fact("node", &receipt.node);
     sheet.fact("control plane", &receipt.url);
@@ -128,11 +137,8 @@ fn sheet(receipt: &Receipt) -> Table {
     sheet.fact_if("model digest", receipt.model_digest.as_ref());
     sheet.fact("input sha256", &receipt.input_sha256);
     sheet.fact("output sha256", &receipt.output_sha256);
-    sheet.fact("tokens", format!("{} in, {} out", receipt.input_tokens, receipt.output_tokens));
-    sheet.fact(
-        "price",
-        format!("{} in, {} out, USD per million", receipt.price_input, receipt.price_output),
-    );
+    sheet.fact("usage", usage);
+    sheet.fact("price", price);
     sheet.fact("finish", &receipt.finish);
     sheet
 }

@@ -1,5 +1,6 @@
 //! The file as it was written.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -11,11 +12,12 @@ use toml::Spanned;
 use url::Url;
 
 use super::{
-    Config, ConfigError, ControlConfig, DOCKER_SOCKET, DockerConfig, GRACE, LOG, ModelConfig,
-    ModelSource, NodeConfig, NodeRole,
+    Config, ConfigError, ContainerConfig, ControlConfig, DOCKER_SOCKET, DockerConfig,
+    EnginesConfig, GRACE, LOG, ModelConfig, ModelSource, NodeConfig, NodeRole,
 };
 use crate::control::{BaseUrl, PlainHttp};
 use crate::engine::escapes::KnownEscapes;
+use crate::engine::{JobImage, JobInput, JobOutput};
 use crate::money::Usd;
 
 /// `config.toml`, key by key. Unknown keys are errors.
@@ -34,9 +36,15 @@ pub struct RawConfig {
     /// How containers are run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub docker: Option<RawDocker>,
+    /// What all engines share.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub engines: Option<RawEngines>,
     /// What this node serves.
     #[serde(default, rename = "model", skip_serializing_if = "Vec::is_empty")]
     pub models: Vec<RawModel>,
+    /// What container jobs may run here.
+    #[serde(default, rename = "container", skip_serializing_if = "Vec::is_empty")]
+    pub containers: Vec<RawContainer>,
 }
 
 /// `[control]`.
@@ -93,6 +101,64 @@ pub struct RawDocker {
     pub known_escapes: Option<KnownEscapes>,
 }
 
+/// `[engines]`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawEngines {
+    /// Seconds that an engine stays without requests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_alive_secs: Option<u32>,
+    /// Memory of all engines and jobs together, in MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_mb: Option<u64>,
+}
+
+/// `[[container]]`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawContainer {
+    /// Its name on the market.
+    #[serde(deserialize_with = "image_name")]
+    pub name: Spanned<String>,
+    /// The image, pinned.
+    pub image: String,
+    /// The program and its first arguments.
+    pub command: Vec<String>,
+    /// Whether jobs may add arguments.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub args: Option<bool>,
+    /// Environment variables.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// Whether the input is also the standard input.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub input: Option<JobInput>,
+    /// Where the output comes from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output: Option<JobOutput>,
+    /// Memory, in MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_mb: Option<u64>,
+    /// Processors.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<u32>,
+    /// Processes and threads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pids: Option<u32>,
+    /// The size of `/tmp`, in MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scratch_mb: Option<u64>,
+    /// UUIDs of GPUs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpus: Vec<String>,
+    /// How many jobs at once.
+    #[serde(default, deserialize_with = "slots", skip_serializing_if = "Option::is_none")]
+    pub slots: Option<u32>,
+    /// USD per second.
+    #[serde(deserialize_with = "price")]
+    pub price_second: Usd,
+}
+
 /// `[[model]]`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -108,9 +174,30 @@ pub struct RawModel {
     /// The file's sha256.
     #[serde(default, deserialize_with = "sha256", skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
+    /// Where `infernet model pull` gets the file from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<Url>,
     /// The server that serves it already.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<Url>,
+    /// The name that the server knows it by, when it is another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint_model: Option<String>,
+    /// Threads and processors.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<NonZeroU32>,
+    /// Memory of its engine, in MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_mb: Option<u64>,
+    /// UUIDs of GPUs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpus: Vec<String>,
+    /// Memory of its GPUs, in MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpu_memory_mb: Option<u64>,
+    /// Whether it is served by an engine that cannot keep consumers' prompts apart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub share_prefix_cache: Option<bool>,
     /// How many jobs at once.
     #[serde(default, deserialize_with = "slots", skip_serializing_if = "Option::is_none")]
     pub slots: Option<u32>,
@@ -157,6 +244,24 @@ impl RawConfig {
                 message,
             })?);
         }
+        let mut containers: Vec<ContainerConfig> = Vec::with_capacity(self.containers.len());
+        for raw in self.containers {
+            let line = line_at(text, raw.name.span().start);
+            let container = raw.check().and_then(|container| {
+                let name = &container.image.name;
+                if containers.iter().any(|other| other.image.name == *name)
+                    || models.iter().any(|model| model.name == *name)
+                {
+                    return Err(format!("the name {name} is there twice."));
+                }
+                Ok(container)
+            });
+            containers.push(container.map_err(|message| ConfigError::Wrong {
+                path: path.to_owned(),
+                line,
+                message,
+            })?);
+        }
         let control = match self.control {
             Some(raw) => {
                 let line = line_at(text, raw.url.span().start);
@@ -189,7 +294,14 @@ impl RawConfig {
                     .and_then(|docker| docker.socket)
                     .unwrap_or_else(|| PathBuf::from(DOCKER_SOCKET)),
             },
+            engines: self.engines.map_or_else(EnginesConfig::default, |engines| EnginesConfig {
+                keep_alive: engines
+                    .keep_alive_secs
+                    .map(|secs| Duration::from_secs(u64::from(secs))),
+                memory_mb: engines.memory_mb,
+            }),
             models,
+            containers,
             log: self.log.unwrap_or_else(|| LOG.to_owned()),
         })
     }
@@ -211,7 +323,7 @@ impl RawModel {
         let name = self.name.into_inner();
         let source = match (self.path, self.endpoint) {
             (Some(path), None) if path.is_absolute() => {
-                ModelSource::File { path, sha256: self.sha256 }
+                ModelSource::File { path, sha256: self.sha256, url: self.url }
             }
             (Some(path), None) => {
                 return Err(format!(
@@ -219,7 +331,7 @@ impl RawModel {
                     path.display()
                 ));
             }
-            (None, Some(url)) => ModelSource::Endpoint { url },
+            (None, Some(url)) => ModelSource::Endpoint { url, model: self.endpoint_model },
             (None, None) | (Some(_), Some(_)) => {
                 return Err(format!("model {name} needs either `path` or `endpoint`."));
             }
@@ -230,9 +342,36 @@ impl RawModel {
             source,
             slots: self.slots.unwrap_or(1),
             context_length: self.context_length.map(NonZeroU32::get),
+            threads: self.threads.map(NonZeroU32::get),
+            memory_mb: self.memory_mb,
+            gpus: self.gpus,
+            gpu_memory_mb: self.gpu_memory_mb,
+            share_prefix_cache: self.share_prefix_cache.unwrap_or(false),
             price_input: self.price_input,
             price_output: self.price_output,
         })
+    }
+}
+
+impl RawContainer {
+    fn check(self) -> Result<ContainerConfig, String> {
+        let name = self.name.into_inner();
+        let plain = JobImage::new(name.clone(), self.image, self.command);
+        let image = JobImage {
+            args: self.args.unwrap_or(plain.args),
+            env: self.env,
+            input: self.input.unwrap_or(plain.input),
+            output: self.output.unwrap_or(plain.output),
+            memory_mb: self.memory_mb.unwrap_or(plain.memory_mb),
+            cpus: self.cpus.unwrap_or(plain.cpus),
+            pids: self.pids.unwrap_or(plain.pids),
+            scratch_mb: self.scratch_mb.unwrap_or(plain.scratch_mb),
+            gpus: self.gpus,
+            slots: self.slots.unwrap_or(plain.slots),
+            ..plain
+        };
+        image.check().map_err(|reason| format!("the container {name}: {reason}"))?;
+        Ok(ContainerConfig { image, price_second: self.price_second })
     }
 }
 
@@ -258,12 +397,36 @@ pub(super) fn every_key() -> RawConfig {
             socket: Some(PathBuf::new()),
             known_escapes: Some(KnownEscapes::Refuse),
         }),
+        engines: Some(RawEngines { keep_alive_secs: Some(1), memory_mb: Some(1) }),
+        containers: vec![RawContainer {
+            name: Spanned::new(0..0, String::new()),
+            image: String::new(),
+            command: Vec::new(),
+            args: Some(true),
+            env: BTreeMap::from([(String::new(), String::new())]),
+            input: Some(JobInput::File),
+            output: Some(JobOutput::Directory),
+            memory_mb: Some(1),
+            cpus: Some(1),
+            pids: Some(1),
+            scratch_mb: Some(1),
+            gpus: vec![String::new()],
+            slots: Some(1),
+            price_second: Usd::ZERO,
+        }],
         models: vec![RawModel {
             name: Spanned::new(0..0, String::new()),
             engine: String::new(),
             path: Some(PathBuf::new()),
             sha256: Some(String::new()),
+            url: Some(Url::parse("https://x").unwrap()),
             endpoint: Some(Url::parse("http://x").unwrap()),
+            endpoint_model: Some(String::new()),
+            threads: NonZeroU32::new(1),
+            memory_mb: Some(1),
+            gpus: vec![String::new()],
+            gpu_memory_mb: Some(1),
+            share_prefix_cache: Some(true),
             slots: Some(1),
             context_length: NonZeroU32::new(1),
             price_input: Usd::ZERO,
@@ -297,6 +460,21 @@ pub(crate) fn check_model_name(name: &str) -> Result<(), String> {
         return Err(format!(
             "\"{name}\" is not a model's name. Use letters, digits and . _ : / -, starting with a \
              letter or digit."
+        ));
+    }
+    Ok(())
+}
+
+/// Checks the name of an image on the market.
+pub(crate) fn check_image_name(name: &str) -> Result<(), String> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._:/@-".contains(&byte);
+    if name.len() > 200
+        || !name.starts_with(|first: char| first.is_ascii_alphanumeric())
+        || !name.bytes().all(allowed)
+    {
+        return Err(format!(
+            "\"{name}\" is not an image's name. Use letters, digits and . _ : / @ -, starting with \
+             a letter or digit."
         ));
     }
     Ok(())
@@ -338,6 +516,12 @@ fn node_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Er
 fn model_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Spanned<String>, D::Error> {
     let name = Spanned::<String>::deserialize(deserializer)?;
     check_model_name(name.get_ref()).map_err(de::Error::custom)?;
+    Ok(name)
+}
+
+fn image_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Spanned<String>, D::Error> {
+    let name = Spanned::<String>::deserialize(deserializer)?;
+    check_image_name(name.get_ref()).map_err(de::Error::custom)?;
     Ok(name)
 }
 

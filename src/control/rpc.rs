@@ -40,7 +40,7 @@ pub use self::job::{
 pub use self::node::{
     Claim, CommandAnswer, CompleteAttempt, Completion, Earnings, FailAttempt, Failure, FailureCode,
     Heartbeat, Inventory, InventoryGpu, Leave, NodeStanding, NodeStatus, Offer, OfferedAttempt,
-    OfferedModel, Registration, StartedAttempt,
+    OfferedImage, OfferedModel, Offering, Registration, StartedAttempt,
 };
 pub use self::operator::{
     CreditGrant, Finding, FindingLevel, Health, LedgerProof, Overview, OverviewModel, OverviewNodes,

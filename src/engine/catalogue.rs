@@ -21,6 +21,8 @@ pub const SOCKET_DIRECTORY: &str = "/run/engine";
 
 /// Where the model's file appears inside its container.
 pub const MODEL_PATH: &str = "/models/model.gguf";
+/// Where the model's folder appears, for an engine that takes one.
+pub const MODEL_FOLDER: &str = "/models/model";
 
 /// Paths that may be named in `paths`: whatever else a server offers stays unreachable.
 const KNOWN_PATHS: [&str; 3] = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"];
@@ -58,6 +60,16 @@ pub struct EngineEntry {
     /// The file name of its socket.
     #[serde(default = "default_socket")]
     pub socket: String,
+    /// The port of its own loopback interface that it listens on, when it cannot
+    /// listen on a socket: a relay then makes the socket.
+    #[serde(default)]
+    pub port: Option<u16>,
+    /// What a model is to it.
+    #[serde(default)]
+    pub model: ModelForm,
+    /// How it remembers prompts, and how it is told whose.
+    #[serde(default)]
+    pub prefix_cache: PrefixCache,
     /// The path that answers 200 once it is ready.
     #[serde(default = "default_health")]
     pub health: String,
@@ -101,6 +113,37 @@ pub struct Tmpfs {
     pub path: String,
     /// Its size, in MiB; what is in it counts as the container's memory.
     pub size_mb: u64,
+    /// Whether programs in it may run: engines that compile code for a GPU load it
+    /// from there.
+    #[serde(default)]
+    pub exec: bool,
+}
+
+/// What a model is to an engine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ModelForm {
+    /// One file.
+    #[default]
+    File,
+    /// A folder of files.
+    Folder,
+}
+
+/// How an engine remembers prompts. Consumers must not learn from it what others ask.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PrefixCache {
+    /// It is started so that it remembers nothing.
+    #[default]
+    Off,
+    /// As llama.cpp: each slot remembers its last prompt, and each request says which
+    /// slot it wants and whether it uses what is there.
+    Slots,
+    /// As vLLM: each request names a word, and only the same word finds it again.
+    Salt,
+    /// It cannot be told: only models whose owner allows it are served with it.
+    Shared,
 }
 
 /// Whether an engine uses GPUs.
@@ -154,6 +197,14 @@ pub struct ServedModel {
     /// UUIDs of the GPUs that it may use.
     #[serde(default)]
     pub gpus: Vec<String>,
+    /// The memory that it takes of its GPUs together, in MiB; its file's size and the
+    /// entry's overhead when not given.
+    #[serde(default)]
+    pub gpu_memory_mb: Option<u64>,
+    /// Whether it is served although its engine may show consumers which prompts of
+    /// others it remembers.
+    #[serde(default)]
+    pub share_prefix_cache: bool,
 }
 
 /// Where the server of a model comes from.
@@ -208,6 +259,9 @@ fn default_paths() -> Vec<String> {
 fn default_engine() -> String {
     "llama.cpp".to_owned()
 }
+
+/// The engine of a server that says nothing of itself: no entry of the catalogue.
+pub const EXTERNAL_ENGINE: &str = "external";
 
 fn default_slots() -> u32 {
     1
@@ -277,29 +331,47 @@ impl EngineEntry {
     /// Returns the command line for a model, with every word in braces replaced.
     #[must_use]
     pub fn command_line(&self, model: &ServedModel) -> Vec<String> {
+        let words = self.command.iter().cloned();
+        words.chain(self.args.iter().map(|argument| self.fill(argument, model))).collect()
+    }
+
+    /// Returns the environment of its container for a model.
+    #[must_use]
+    pub fn environment(&self, model: &ServedModel) -> Vec<(String, String)> {
+        let given = self.env.iter().map(|(name, value)| (name.clone(), self.fill(value, model)));
+        given.chain([("HOME".to_owned(), self.home.clone())]).collect()
+    }
+
+    /// Returns where a model appears inside its container.
+    #[must_use]
+    pub fn model_path(&self) -> &'static str {
+        match self.model {
+            ModelForm::File => MODEL_PATH,
+            ModelForm::Folder => MODEL_FOLDER,
+        }
+    }
+
+    /// Replaces every word in braces.
+    fn fill(&self, text: &str, model: &ServedModel) -> String {
         let threads = model.threads().to_string();
         let slots = model.slots.to_string();
         let context_length = model.context_length.to_string();
         let context_total = (u64::from(model.context_length) * u64::from(model.slots)).to_string();
         let socket = format!("{SOCKET_DIRECTORY}/{}", self.socket);
+        let port = self.port.unwrap_or_default().to_string();
+        let gpus = model.gpus.len().max(1).to_string();
         let words = [
             ("{socket}", socket.as_str()),
-            ("{model}", MODEL_PATH),
+            ("{port}", port.as_str()),
+            ("{gpus}", gpus.as_str()),
+            ("{model}", self.model_path()),
             ("{name}", model.name.as_str()),
             ("{slots}", slots.as_str()),
             ("{context_length}", context_length.as_str()),
             ("{context_total}", context_total.as_str()),
             ("{threads}", threads.as_str()),
         ];
-        let mut line = self.command.clone();
-        for argument in &self.args {
-            let mut replaced = argument.clone();
-            for (word, value) in words {
-                replaced = replaced.replace(word, value);
-            }
-            line.push(replaced);
-        }
-        line
+        words.iter().fold(text.to_owned(), |text, (word, value)| text.replace(word, value))
     }
 
     /// Says what is wrong with the entry, if anything is.
@@ -316,7 +388,19 @@ impl EngineEntry {
         if let Some(path) = self.paths.iter().find(|path| !KNOWN_PATHS.contains(&path.as_str())) {
             return Err(format!("paths may hold only {}, not {path}", KNOWN_PATHS.join(", ")));
         }
-        for Tmpfs { path, size_mb } in &self.tmpfs {
+        let addressed = [&self.args, &self.env.values().cloned().collect()]
+            .into_iter()
+            .flatten()
+            .any(|text| text.contains(if self.port.is_some() { "{port}" } else { "{socket}" }));
+        if !addressed {
+            return Err(
+                "args or env must name {socket}, or {port} where there is a port".to_owned()
+            );
+        }
+        if self.args.iter().chain(self.env.values()).any(|text| text.contains("0.0.0.0")) {
+            return Err("args and env must not listen on every interface".to_owned());
+        }
+        for Tmpfs { path, size_mb, .. } in &self.tmpfs {
             if !path.starts_with('/') || path == "/" || path.contains([':', ',']) || *size_mb == 0 {
                 return Err(format!("tmpfs {path} needs an absolute path and a size"));
             }
@@ -343,7 +427,8 @@ pub(super) fn is_withheld(name: &str) -> bool {
 impl ServedModel {
     /// Makes the entry of a model that a server on this machine already serves.
     pub fn endpoint(name: impl Into<String>, url: impl Into<String>, slots: u32) -> Self {
-        Self { endpoint: Some(url.into()), slots, ..Self::file(name, "") }.without_path()
+        let engine = EXTERNAL_ENGINE.to_owned();
+        Self { endpoint: Some(url.into()), slots, engine, ..Self::file(name, "") }.without_path()
     }
 
     /// Makes the entry of a model in a file, with the defaults of the configuration.
@@ -360,6 +445,8 @@ impl ServedModel {
             threads: None,
             memory_mb: None,
             gpus: Vec::new(),
+            gpu_memory_mb: None,
+            share_prefix_cache: false,
         }
     }
 
@@ -460,20 +547,25 @@ mod tests {
     fn own_file_replaces_and_adds() {
         let folder = tempfile::tempdir().unwrap();
         let own = folder.path().join("engines.toml");
-        assert_eq!(Catalogue::load(&own).unwrap().names().collect::<Vec<_>>(), ["llama.cpp"]);
-        let entry = "image = \"x\"\ninstall = \"y\"\nlicence = \"MIT\"\ncommand = [\"z\"]\n";
+        let built_in = Catalogue::load(&own).unwrap().names().count();
+        let entry = "image = \"x\"\ninstall = \"y\"\nlicence = \"MIT\"\ncommand = [\"z\"]\n\
+                     args = [\"{socket}\"]\n";
         std::fs::write(&own, format!("[engine.other]\n{entry}")).unwrap();
         let names = Catalogue::load(&own).unwrap();
-        assert_eq!(names.names().collect::<Vec<_>>(), ["llama.cpp", "other"]);
+        assert_eq!(names.names().count(), built_in + 1);
+        assert!(names.get("other").is_some());
     }
 
     #[test]
     fn bad_entries_are_named() {
         let base = "image = \"x\"\ninstall = \"y\"\nlicence = \"MIT\"\ncommand = [\"z\"]\n";
+        let base = format!("{base}env = {{ ADDRESS = \"{{socket}}\" }}\n");
         for (line, wanted) in [
             ("paths = [\"/slots\"]", "paths may hold only"),
             ("socket = \"../x.sock\"", "socket must be a file name"),
-            ("env = { LD_PRELOAD = \"x\" }", "may not set LD_PRELOAD"),
+            ("args = [\"--host\", \"0.0.0.0\"]", "every interface"),
+            ("port = 8000", "must name {socket}, or {port}"),
+            ("prefix_cache = \"always\"", "unknown variant `always`"),
             ("tmpfs = [{ path = \"/\", size_mb = 1 }]", "needs an absolute path"),
             ("privileged = true", "unknown field `privileged`"),
         ] {
@@ -482,6 +574,60 @@ mod tests {
                 .to_string();
             assert!(error.contains(wanted) && error.contains("test.toml"), "{error}");
         }
+    }
+
+    #[test]
+    fn variables_that_steer_the_loader_are_refused() {
+        for name in ["LD_PRELOAD", "NVIDIA_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"] {
+            let text = format!(
+                "[engine.e]\nimage = \"x\"\ninstall = \"y\"\nlicence = \"MIT\"\ncommand = [\"z\"]\n\
+                 args = [\"{{socket}}\"]\nenv = {{ {name} = \"x\" }}\n"
+            );
+            let error = Catalogue::parse(&text, "test.toml").unwrap_err().to_string();
+            assert!(error.contains(&format!("may not set {name}")), "{error}");
+        }
+    }
+
+    /// Every entry for a model, as its container is started.
+    #[test]
+    fn entries_are_started_as_reviewed() {
+        let catalogue = Catalogue::built_in();
+        let mut text = String::new();
+        for (name, entry) in &catalogue.engine {
+            let mut model = ServedModel::file("qwen2.5:7b", "/m");
+            (model.slots, model.context_length, model.threads) = (4, 8192, Some(8));
+            if entry.gpu != GpuNeed::None {
+                model.gpus = vec!["GPU-1".to_owned(), "GPU-2".to_owned()];
+            }
+            let mut line = |text_of: String| {
+                text.push_str(&text_of);
+                text.push('\n');
+            };
+            line(format!("## {name}: {} ({})", entry.image, entry.licence));
+            line(entry.command_line(&model).join(" "));
+            for (name, value) in entry.environment(&model) {
+                line(format!("env {name}={value}"));
+            }
+            let place = match entry.port {
+                Some(port) => format!("127.0.0.1:{port}, relayed"),
+                None => entry.socket.clone(),
+            };
+            line(format!("listens at {place}, healthy at {}", entry.health));
+            line(format!(
+                "prompts {:?}, gpu {:?}, model {:?}",
+                entry.prefix_cache, entry.gpu, entry.model
+            ));
+            for tmpfs in &entry.tmpfs {
+                line(format!("tmpfs {} {} MiB, exec {}", tmpfs.path, tmpfs.size_mb, tmpfs.exec));
+            }
+            line(format!(
+                "shm {} MiB, {} MiB beside the model, {} processes, {} s to start",
+                entry.shm_mb, entry.overhead_mb, entry.pids, entry.start_timeout_secs
+            ));
+            line(format!("paths {}", entry.paths.join(" ")));
+            line(String::new());
+        }
+        insta::assert_snapshot!(text);
     }
 
     #[test]

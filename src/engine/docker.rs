@@ -10,16 +10,19 @@ use std::fmt::Write as _;
 use std::future::Future;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::time::Duration;
 
 use bollard::Docker;
 use bollard::container::LogOutput;
 use bollard::errors::Error as DockerError;
 use bollard::query_parameters::{
-    CreateContainerOptions, ListContainersOptions, LogsOptions, RemoveContainerOptions,
-    WaitContainerOptions,
+    AttachContainerOptions, CreateContainerOptions, KillContainerOptions, ListContainersOptions,
+    LogsOptions, RemoveContainerOptions, WaitContainerOptions,
 };
-use futures_util::StreamExt;
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use crate::engine::error::EngineError;
 use crate::engine::sandbox::{LABEL_MODEL, LABEL_NODE, NOBODY, Sandbox};
@@ -65,6 +68,72 @@ pub struct Exit {
     pub out_of_memory: bool,
     /// Whether Docker itself was away when it ended, which then is not the engine's doing.
     pub host_away: bool,
+}
+
+/// What a container reads and writes.
+pub struct Attached {
+    /// Its standard input.
+    input: Pin<Box<dyn AsyncWrite + Send>>,
+    /// What it writes, in the order in which Docker saw it.
+    output: Pin<Box<dyn Stream<Item = Result<LogOutput, DockerError>> + Send>>,
+}
+
+/// A piece of what a container wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Written {
+    /// To its standard output.
+    Out(Bytes),
+    /// To its standard error.
+    Err(Bytes),
+}
+
+impl std::fmt::Debug for Attached {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Attached").finish_non_exhaustive()
+    }
+}
+
+impl Attached {
+    /// Splits into writing the standard input to its end, and reading. A program that
+    /// does not read its input is no error.
+    pub(super) fn split(self, input: Bytes) -> (impl Future<Output = ()> + Send, Reading) {
+        let Self { input: mut sink, output } = self;
+        let write = async move {
+            let written = async {
+                sink.write_all(&input).await?;
+                sink.shutdown().await
+            };
+            if let Err(error) = written.await {
+                tracing::debug!(%error, "a container did not read its input");
+            }
+        };
+        (write, Reading { output })
+    }
+}
+
+/// The output of a container as it is written. Nothing is read ahead.
+pub(super) struct Reading {
+    output: Pin<Box<dyn Stream<Item = Result<LogOutput, DockerError>> + Send>>,
+}
+
+impl Reading {
+    /// Returns the next piece, `None` at the end.
+    ///
+    /// # Errors
+    /// [`EngineError::Docker`] when the connection to Docker breaks.
+    pub(super) async fn next(&mut self) -> Result<Option<Written>, EngineError> {
+        loop {
+            return match self.output.next().await {
+                None => Ok(None),
+                Some(Ok(LogOutput::StdOut { message } | LogOutput::Console { message })) => {
+                    Ok(Some(Written::Out(message)))
+                }
+                Some(Ok(LogOutput::StdErr { message })) => Ok(Some(Written::Err(message))),
+                Some(Ok(LogOutput::StdIn { .. })) => continue,
+                Some(Err(error)) => Err(failed("read what a container writes", &error)),
+            };
+        }
+    }
 }
 
 impl std::fmt::Display for Exit {
@@ -195,6 +264,19 @@ impl ContainerHost {
     /// # Errors
     /// [`EngineError::Docker`].
     pub async fn start(&self, name: &str, sandbox: &Sandbox) -> Result<(), EngineError> {
+        self.create(name, sandbox).await?;
+        let started = self.start_created(name).await;
+        if started.is_err() {
+            self.remove(name).await?;
+        }
+        started
+    }
+
+    /// Makes a container of this name, which does not run yet.
+    ///
+    /// # Errors
+    /// [`EngineError::Docker`].
+    pub async fn create(&self, name: &str, sandbox: &Sandbox) -> Result<(), EngineError> {
         let options = CreateContainerOptions { name: Some(name.to_owned()), ..Default::default() };
         let created = call(
             "create a container",
@@ -204,16 +286,45 @@ impl ContainerHost {
         for warning in created.warnings {
             tracing::warn!(container = name, warning, "docker changed a container");
         }
-        let started = call(
-            "start a container",
-            self.docker
-                .start_container(name, None::<bollard::query_parameters::StartContainerOptions>),
-        )
-        .await;
-        if started.is_err() {
-            self.remove(name).await?;
+        Ok(())
+    }
+
+    /// Starts a container that was made.
+    ///
+    /// # Errors
+    /// [`EngineError::Docker`].
+    pub async fn start_created(&self, name: &str) -> Result<(), EngineError> {
+        let options = None::<bollard::query_parameters::StartContainerOptions>;
+        call("start a container", self.docker.start_container(name, options)).await
+    }
+
+    /// Connects to what a container that was made will read and write.
+    ///
+    /// # Errors
+    /// [`EngineError::Docker`].
+    pub async fn attach(&self, name: &str, stdin: bool) -> Result<Attached, EngineError> {
+        let options = AttachContainerOptions {
+            stdin,
+            stdout: true,
+            stderr: true,
+            stream: true,
+            ..Default::default()
+        };
+        let attached =
+            call("attach to a container", self.docker.attach_container(name, Some(options)))
+                .await?;
+        Ok(Attached { input: attached.input, output: attached.output })
+    }
+
+    /// Ends a container's programs at once. One that has ended is no error.
+    ///
+    /// # Errors
+    /// [`EngineError::Docker`].
+    pub async fn kill(&self, name: &str) -> Result<(), EngineError> {
+        match timed(self.docker.kill_container(name, None::<KillContainerOptions>)).await {
+            Err(DockerError::DockerResponseServerError { status_code: 404 | 409, .. }) => Ok(()),
+            other => other.map_err(|error| failed("end a container", &error)),
         }
-        started
     }
 
     /// Waits until a container has ended, however long that takes, and says how. A

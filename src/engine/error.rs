@@ -202,6 +202,17 @@ pub enum EngineError {
         /// The last lines of its log, from before any request was made.
         log: String,
     },
+    /// There is not enough memory for one more engine.
+    #[error(
+        "There is no room for the engine of model {model}: it needs {lack}, and nothing idle can \
+         be stopped for it."
+    )]
+    NoRoom {
+        /// The model.
+        model: String,
+        /// What it needs, of how much.
+        lack: String,
+    },
     /// The engine was killed for its memory.
     #[error(
         "The engine of model {model} ran out of its {memory_mb} MiB of memory. Raise memory_mb, \
@@ -255,6 +266,20 @@ pub enum EngineError {
         /// What was not understood.
         reason: String,
     },
+    /// The program of a container job failed.
+    #[error("The program in the container failed: {reason}.{}", said(stderr))]
+    JobFailed {
+        /// How it ended.
+        reason: String,
+        /// The end of what it wrote to its standard error.
+        stderr: String,
+    },
+    /// What a container job made cannot be taken.
+    #[error("{reason}")]
+    OutputRefused {
+        /// A sentence that says why.
+        reason: String,
+    },
     /// The request is the consumer's fault, and no other node could answer it.
     #[error("{message}")]
     BadRequest {
@@ -266,12 +291,20 @@ pub enum EngineError {
     Stopping,
 }
 
+/// Ends a sentence with what a program said last, if it said anything.
+fn said(stderr: &str) -> String {
+    if stderr.is_empty() { String::new() } else { format!(" It said: {stderr}") }
+}
+
 impl EngineError {
     /// Returns the code that `fail_attempt` knows for this error.
     #[must_use]
     pub fn attempt_code(&self) -> &'static str {
         match self {
-            Self::BadRequest { .. } => "bad_request",
+            // With the same input it fails on every node.
+            Self::BadRequest { .. } | Self::JobFailed { .. } | Self::OutputRefused { .. } => {
+                "bad_request"
+            }
             Self::Stopping => "shutdown",
             Self::DiedMidStream { .. }
             | Self::Stalled { .. }
@@ -291,7 +324,7 @@ impl EngineError {
     /// Tells whether another node, or this one later, may do better.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        !matches!(self, Self::BadRequest { .. })
+        self.attempt_code() != "bad_request"
     }
 
     /// Returns a sentence that may be shown to the consumer: it names no path, no
@@ -304,6 +337,8 @@ impl EngineError {
             Self::UnknownModel { .. }
             | Self::NotOurs { .. }
             | Self::OutOfMemory { .. }
+            | Self::JobFailed { .. }
+            | Self::OutputRefused { .. }
             | Self::DiedMidStream { .. }
             | Self::Stalled { .. } => self.to_string(),
             Self::Failed { status, .. } => format!("The engine failed with status {status}."),

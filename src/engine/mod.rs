@@ -3,11 +3,13 @@
 //! In reading order: [`catalogue`] says which engines exist and how each is started,
 //! [`sandbox`] turns an entry into a container without network, rights or room to
 //! grow, [`docker`] talks to Docker or Podman, [`pool`] hands out engines and
-//! `supervisor` starts them on demand, keeps them warm and restarts them, [`openai`] speaks to them and streams their
-//! answers over the connections of [`transport`], [`model_file`] knows the digests of
-//! models, [`escapes`] knows
-//! the ways out of containers that this machine has not closed, [`error`] names what goes
-//! wrong.
+//! `supervisor` starts them on demand, keeps them warm and restarts them, `room` divides
+//! the machine's memory among them, `slots` keeps the prompts of consumers apart,
+//! [`openai`] speaks to them and streams their answers over the connections of
+//! [`transport`], through a [`relay`] where an engine knows ports only. [`container_job`]
+//! runs one fresh container a job and `output_files` takes out what it left.
+//! [`model_file`] knows the digests of models, [`escapes`] the ways out of containers that
+//! this machine has not closed, [`error`] names what goes wrong.
 //!
 //! The agent uses [`EnginePool`] alone. Nothing here knows of jobs, prices or control
 //! planes: a request comes in as JSON, an answer goes out as text.
@@ -17,19 +19,26 @@
 //! by which the engine stops computing.
 
 pub mod catalogue;
+pub mod container_job;
 pub mod docker;
 pub mod error;
 pub mod escapes;
 pub mod model_file;
 pub mod openai;
+mod output_files;
 pub mod pool;
+pub mod relay;
+mod room;
 pub mod sandbox;
+mod slots;
 mod supervisor;
 mod tool_calls;
 pub mod transport;
 
 pub use catalogue::{Catalogue, EngineEntry, EngineKind, ServedModel};
+pub use container_job::{ContainerRequest, JobImage, JobInput, JobOutput};
 pub use error::EngineError;
 pub use openai::{EngineEvent, EngineRequest, EngineStream, Finish, RequestKind, Usage};
-pub use pool::{Engine, EngineConfig, EnginePool, EngineState};
+pub use pool::{Engine, EngineConfig, EnginePool, EngineState, Work};
+pub use room::Budget;
 pub use tool_calls::TOOL_CALLS_MARK;

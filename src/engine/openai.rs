@@ -13,9 +13,11 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::catalogue::EngineEntry;
+use crate::engine::catalogue::{EngineEntry, PrefixCache};
+use crate::engine::container_job::JobStream;
 use crate::engine::error::EngineError;
 use crate::engine::pool::InUse;
+use crate::engine::slots::{Asker, TakenSlot};
 use crate::engine::tool_calls::{CallDelta, TOOL_CALLS_MARK, ToolCalls};
 use crate::engine::transport::{Answer, TransportError};
 
@@ -49,25 +51,39 @@ const TOOL_KEYS: [&str; 3] = ["parallel_tool_calls", "tool_choice", "tools"];
 
 /// Keys that OpenAI's clients send and that say nothing to an engine, or that are set
 /// here in any case.
-const SET_OR_DROPPED_KEYS: [&str; 9] = [
+const SET_OR_DROPPED_KEYS: [&str; 11] = [
+    "encoding_format",
     "max_completion_tokens",
     "max_tokens",
     "metadata",
     "model",
     "n",
+    SHARE_KEY,
     "store",
     "stream",
     "stream_options",
     "user",
 ];
 
-/// The two kinds of request that produce text.
+/// The key by which a consumer allows that others who allow it, too, share what the
+/// engine remembers of prompts.
+const SHARE_KEY: &str = "share_prefix_cache";
+
+/// The most texts of one request for vectors.
+const TEXTS_LIMIT: usize = 2048;
+
+/// The longest answer that is read whole: as much as a job's output may have.
+const DOCUMENT_LIMIT: usize = 1_000_000;
+
+/// The kinds of request that a model's server answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RequestKind {
     /// A conversation: `messages`.
     Chat,
     /// A text to go on with: `prompt`.
     Completion,
+    /// Texts to turn into vectors: `input`.
+    Embedding,
 }
 
 impl RequestKind {
@@ -77,6 +93,16 @@ impl RequestKind {
         match self {
             Self::Chat => "/v1/chat/completions",
             Self::Completion => "/v1/completions",
+            Self::Embedding => "/v1/embeddings",
+        }
+    }
+
+    /// Returns the key of what is asked.
+    fn content_key(self) -> &'static str {
+        match self {
+            Self::Chat => "messages",
+            Self::Completion => "prompt",
+            Self::Embedding => "input",
         }
     }
 }
@@ -86,19 +112,34 @@ impl RequestKind {
 pub struct EngineRequest {
     /// What it asks for.
     pub kind: RequestKind,
-    /// The consumer's own request: `messages` or `prompt`, and options.
+    /// The consumer's own request: `messages`, `prompt` or `input`, and options.
     pub body: Value,
     /// The most tokens to produce; what the body says of that is not looked at.
     pub max_tokens: u32,
+    /// Who asks, where that is known: what an engine remembers of a prompt is used for
+    /// the same consumer only.
+    pub consumer: Option<String>,
 }
 
-/// Tokens counted by the engine.
+impl EngineRequest {
+    /// Returns who asks, and whether they share what engines remember.
+    pub(super) fn asker(&self) -> Asker {
+        let shares = self.body.get(SHARE_KEY).and_then(Value::as_bool).unwrap_or(false);
+        Asker { consumer: self.consumer.clone(), shares }
+    }
+}
+
+/// Tokens counted by the engine, or the seconds of a container.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Tokens of the prompt.
     pub input_tokens: u64,
     /// Tokens produced.
     pub output_tokens: u64,
+    /// Tokens of the prompt that the engine still knew, where it says so.
+    pub cached_tokens: u64,
+    /// Seconds that a container ran; no other kind of work has them.
+    pub seconds: Option<u64>,
 }
 
 /// Why an answer ended.
@@ -153,15 +194,13 @@ pub(super) fn shape(
     request: &EngineRequest,
     model: &str,
     entry: Option<&EngineEntry>,
+    slot: Option<&TakenSlot>,
 ) -> Result<Bytes, EngineError> {
     let bad = |message: String| EngineError::BadRequest { message };
     let Value::Object(given) = &request.body else {
         return Err(bad("The request must be a JSON object.".to_owned()));
     };
-    let content_key = match request.kind {
-        RequestKind::Chat => "messages",
-        RequestKind::Completion => "prompt",
-    };
+    let content_key = request.kind.content_key();
     let content =
         given.get(content_key).ok_or_else(|| bad(format!("The request needs `{content_key}`.")))?;
     check_content(request.kind, content).map_err(bad)?;
@@ -184,16 +223,66 @@ pub(super) fn shape(
         body.extend(entry.request.clone());
     }
     body.insert("model".to_owned(), json!(model));
+    if request.kind == RequestKind::Embedding {
+        body.retain(|key, _| key == content_key || key == "model" || key == "dimensions");
+        body.insert("encoding_format".to_owned(), json!("float"));
+        return to_bytes(&body);
+    }
     body.insert("max_tokens".to_owned(), json!(request.max_tokens));
     body.insert("stream".to_owned(), json!(true));
     body.insert("stream_options".to_owned(), json!({ "include_usage": true }));
-    let bytes = serde_json::to_vec(&body).map_err(|error| bad(error.to_string()))?;
-    Ok(Bytes::from(bytes))
+    if let Some(entry) = entry {
+        match (entry.prefix_cache, slot) {
+            (PrefixCache::Slots, Some(slot)) => {
+                body.insert("id_slot".to_owned(), json!(slot.index));
+                body.insert("cache_prompt".to_owned(), json!(slot.may_reuse));
+            }
+            // A server that somebody else started, with slots that are not ours to count.
+            (PrefixCache::Slots, None) => {
+                body.insert("cache_prompt".to_owned(), json!(false));
+            }
+            (PrefixCache::Salt, _) => {
+                body.insert("cache_salt".to_owned(), json!(salt(&request.asker())));
+            }
+            (PrefixCache::Off | PrefixCache::Shared, _) => {}
+        }
+    }
+    to_bytes(&body)
+}
+
+fn to_bytes(body: &Map<String, Value>) -> Result<Bytes, EngineError> {
+    serde_json::to_vec(body)
+        .map(Bytes::from)
+        .map_err(|error| EngineError::BadRequest { message: error.to_string() })
+}
+
+/// Returns the word under which an engine remembers a prompt: one for all who share,
+/// else the consumer's own, else one that is never used again.
+fn salt(asker: &Asker) -> String {
+    match asker {
+        Asker { shares: true, .. } => "shared".to_owned(),
+        Asker { consumer: Some(consumer), .. } => format!("consumer:{consumer}"),
+        Asker { consumer: None, .. } => format!("once:{:016x}", fastrand::u64(..)),
+    }
 }
 
 /// Says what is wrong with the messages or the prompt. Only text is taken: anything
 /// else would be fetched or decoded by the engine.
 fn check_content(kind: RequestKind, content: &Value) -> Result<(), String> {
+    if kind == RequestKind::Embedding {
+        let is_text = |text: &Value| text.as_str().is_some_and(|text| !text.is_empty());
+        return match content {
+            text if is_text(text) => Ok(()),
+            Value::Array(texts)
+                if (1..=TEXTS_LIMIT).contains(&texts.len()) && texts.iter().all(is_text) =>
+            {
+                Ok(())
+            }
+            _ => Err(format!(
+                "`input` must be a text that is not empty, or a list of at most {TEXTS_LIMIT}."
+            )),
+        };
+    }
     if kind == RequestKind::Completion {
         return match content {
             Value::String(prompt) if !prompt.is_empty() => Ok(()),
@@ -239,11 +328,7 @@ pub(super) fn estimate_input_tokens(request: &EngineRequest) -> u64 {
             _ => 0,
         }
     }
-    let bytes: usize = ["messages", "prompt"]
-        .iter()
-        .filter_map(|&key| request.body.get(key))
-        .map(text_bytes)
-        .sum();
+    let bytes = request.body.get(request.kind.content_key()).map_or(0, text_bytes);
     u64::try_from(bytes.div_ceil(4)).unwrap_or(u64::MAX)
 }
 
@@ -277,6 +362,13 @@ struct Delta {
 struct ChunkUsage {
     prompt_tokens: u64,
     completion_tokens: u64,
+    prompt_tokens_details: PromptDetails,
+}
+
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(default)]
+struct PromptDetails {
+    cached_tokens: u64,
 }
 
 /// llama.cpp's counts so far, with every token.
@@ -308,9 +400,27 @@ pub struct EngineStream {
 
 /// What an unfinished stream holds on to.
 #[derive(Debug)]
-struct Source {
-    answer: Answer,
-    in_use: InUse,
+enum Source {
+    /// An answer that comes as events.
+    Events { answer: Answer, in_use: InUse },
+    /// An answer that comes whole.
+    Document { answer: Answer, in_use: InUse },
+    /// A container that works for this request alone.
+    Job(JobStream),
+}
+
+/// The answer to a request for vectors, as far as it is used.
+#[derive(Debug, Deserialize)]
+struct Vectors {
+    data: Vec<Vector>,
+    #[serde(default)]
+    usage: Option<ChunkUsage>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Vector {
+    index: u64,
+    embedding: Vec<f64>,
 }
 
 impl EngineStream {
@@ -318,14 +428,22 @@ impl EngineStream {
     pub(super) fn new(
         in_use: InUse,
         answer: Answer,
+        kind: RequestKind,
         cancel: CancellationToken,
         estimated_input: u64,
     ) -> Self {
         let model = in_use.model_name();
-        Self {
-            source: Some(Source { answer, in_use }),
-            ..Self::empty(model, cancel, estimated_input)
-        }
+        let source = match kind {
+            RequestKind::Chat | RequestKind::Completion => Source::Events { answer, in_use },
+            RequestKind::Embedding => Source::Document { answer, in_use },
+        };
+        Self { source: Some(source), ..Self::empty(model, cancel, estimated_input) }
+    }
+
+    /// Begins to read what a container writes.
+    pub(super) fn job(image: &str, job: JobStream) -> Self {
+        let empty = Self::empty(image.into(), CancellationToken::new(), 0);
+        Self { source: Some(Source::Job(job)), ..empty }
     }
 
     /// Makes the stream of a request that was cancelled before its answer began.
@@ -353,9 +471,17 @@ impl EngineStream {
     /// Returns the tokens so far: the engine's own count, or what can be seen.
     #[must_use]
     pub fn usage(&self) -> Usage {
+        if let Some(Source::Job(job)) = &self.source {
+            return job.usage();
+        }
         match self.usage {
+            Some(usage) if usage.seconds.is_some() => usage,
             Some(usage) => Usage { output_tokens: usage.output_tokens.max(self.deltas), ..usage },
-            None => Usage { input_tokens: self.estimated_input, output_tokens: self.deltas },
+            None => Usage {
+                input_tokens: self.estimated_input,
+                output_tokens: self.deltas,
+                ..Usage::default()
+            },
         }
     }
 
@@ -367,7 +493,17 @@ impl EngineStream {
             // Only the end of a stream that never began is still to be told.
             return self.finish.take().map(|finish| Ok(self.done(finish)));
         }
-        let event = self.read_event().await;
+        let event = match &mut self.source {
+            Some(Source::Job(job)) => {
+                let event = job.next().await?;
+                if !matches!(event, Ok(EngineEvent::Delta { .. })) {
+                    self.usage = Some(job.usage());
+                }
+                event
+            }
+            Some(Source::Document { .. }) => self.read_document().await,
+            _ => self.read_event().await,
+        };
         if !matches!(event, Ok(EngineEvent::Delta { .. })) {
             self.close(event.is_ok());
         }
@@ -386,11 +522,13 @@ impl EngineStream {
                 }
             }
             let waited = if self.deltas == 0 { FIRST_TOKEN_TIMEOUT } else { NEXT_TOKEN_TIMEOUT };
-            let source = self.source.as_mut().expect("next() is not called without a source");
+            let Some(Source::Events { answer, .. }) = &mut self.source else {
+                unreachable!("events are read of answers that come as events");
+            };
             let received = tokio::select! {
                 biased;
                 () = self.cancel.cancelled() => return Ok(self.done(Finish::Cancelled)),
-                received = tokio::time::timeout(waited, source.answer.next()) => received,
+                received = tokio::time::timeout(waited, answer.next()) => received,
             };
             match received {
                 Ok(Ok(Some(data))) => self.buffer.extend_from_slice(&data),
@@ -405,6 +543,55 @@ impl EngineStream {
                 Err(_) => return Err(EngineError::Stalled { model: self.name(), waited }),
             }
         }
+    }
+
+    /// Reads an answer that comes whole, as one delta and then the end. May be dropped
+    /// and called again.
+    async fn read_document(&mut self) -> Result<EngineEvent, EngineError> {
+        if let Some(finish) = self.finish {
+            return Ok(self.done(finish));
+        }
+        loop {
+            let Some(Source::Document { answer, .. }) = &mut self.source else {
+                unreachable!("documents are read of answers that come whole");
+            };
+            let received = tokio::select! {
+                biased;
+                () = self.cancel.cancelled() => return Ok(self.done(Finish::Cancelled)),
+                received = tokio::time::timeout(FIRST_TOKEN_TIMEOUT, answer.next()) => received,
+            };
+            match received {
+                Ok(Ok(Some(data))) => self.buffer.extend_from_slice(&data),
+                Ok(Ok(None)) => break,
+                Ok(Err(error)) => return Err(self.died(&error).await),
+                Err(_) => {
+                    let waited = FIRST_TOKEN_TIMEOUT;
+                    return Err(EngineError::Stalled { model: self.name(), waited });
+                }
+            }
+            if self.buffer.len() > DOCUMENT_LIMIT {
+                return Err(EngineError::OutputRefused {
+                    reason: format!(
+                        "The vectors are larger than {DOCUMENT_LIMIT} bytes. Ask for fewer texts \
+                         at once."
+                    ),
+                });
+            }
+        }
+        let vectors: Vectors = serde_json::from_slice(&self.buffer)
+            .map_err(|_| self.protocol("it sent vectors of no known shape"))?;
+        let mut data = vectors.data;
+        data.sort_by_key(|vector| vector.index);
+        if data.is_empty() || data.iter().any(|vector| vector.embedding.is_empty()) {
+            return Err(self.protocol("it sent no vector"));
+        }
+        let data: Vec<&[f64]> = data.iter().map(|vector| vector.embedding.as_slice()).collect();
+        let text = json!(data).to_string();
+        if let Some(usage) = vectors.usage {
+            self.usage = Some(Usage { input_tokens: usage.prompt_tokens, ..Usage::default() });
+        }
+        self.finish = Some(Finish::Stop);
+        Ok(EngineEvent::Delta { text })
     }
 
     /// Takes one whole line out of the buffer.
@@ -449,12 +636,17 @@ impl EngineStream {
             self.usage = Some(Usage {
                 input_tokens: timings.cache_n + timings.prompt_n,
                 output_tokens: timings.predicted_n,
+                cached_tokens: timings.cache_n,
+                seconds: None,
             });
         }
         if let Some(usage) = chunk.usage {
+            let known = self.usage.map_or(0, |known| known.cached_tokens);
             self.usage = Some(Usage {
                 input_tokens: usage.prompt_tokens,
                 output_tokens: usage.completion_tokens,
+                cached_tokens: known.max(usage.prompt_tokens_details.cached_tokens),
+                seconds: None,
             });
         }
         let Some(mut choice) = chunk.choices.into_iter().next() else { return Ok(None) };
@@ -487,7 +679,7 @@ impl EngineStream {
     }
 
     fn done(&self, finish: Finish) -> EngineEvent {
-        let Usage { input_tokens, output_tokens } = self.usage();
+        let Usage { input_tokens, output_tokens, .. } = self.usage();
         EngineEvent::Done { finish, input_tokens, output_tokens }
     }
 
@@ -495,17 +687,25 @@ impl EngineStream {
     /// other is closed by dropping it.
     fn close(&mut self, complete: bool) {
         self.finish = None;
-        let Some(Source { answer, in_use }) = self.source.take() else { return };
-        if complete && !self.cancel.is_cancelled() {
-            in_use.recycle(answer);
+        match self.source.take() {
+            Some(Source::Events { answer, in_use } | Source::Document { answer, in_use })
+                if complete && !self.cancel.is_cancelled() =>
+            {
+                in_use.recycle(answer);
+            }
+            _ => {}
         }
     }
 
     /// Finds out why a connection ended in the middle of an answer.
     async fn died(&self, error: &TransportError) -> EngineError {
         match &self.source {
-            Some(source) => source.in_use.explain_death(error).await,
-            None => EngineError::Unreachable { model: self.name(), reason: error.to_string() },
+            Some(Source::Events { in_use, .. } | Source::Document { in_use, .. }) => {
+                in_use.explain_death(error).await
+            }
+            Some(Source::Job(_)) | None => {
+                EngineError::Unreachable { model: self.name(), reason: error.to_string() }
+            }
         }
     }
 
@@ -548,7 +748,7 @@ mod tests {
     use crate::engine::catalogue::Catalogue;
 
     fn chat(body: Value) -> EngineRequest {
-        EngineRequest { kind: RequestKind::Chat, body, max_tokens: 7 }
+        EngineRequest { kind: RequestKind::Chat, body, max_tokens: 7, consumer: None }
     }
 
     fn stream() -> EngineStream {
@@ -575,7 +775,7 @@ mod tests {
             "model": "other", "max_tokens": 9999, "stream": false, "user": "x",
             "temperature": 0.5, "top_k": 3,
         }));
-        let body = shape(&request, "smollm2:135m", catalogue.get("llama.cpp")).unwrap();
+        let body = shape(&request, "smollm2:135m", catalogue.get("llama.cpp"), None).unwrap();
         let body: Value = serde_json::from_slice(&body).unwrap();
         assert_eq!(body["model"], "smollm2:135m");
         assert_eq!(body["max_tokens"], 7);
@@ -599,9 +799,11 @@ mod tests {
             (json!({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}), "text"),
             (json!({"messages": hello, "n": 2}), "`n` must be 1"),
             (json!({"messages": hello, "id_slot": 1}), "`id_slot` is not supported"),
+            (json!({"messages": hello, "cache_prompt": true}), "`cache_prompt` is not supported"),
+            (json!({"messages": hello, "cache_salt": "x"}), "`cache_salt` is not supported"),
             (json!({"messages": hello, "top_k": 1}), "`top_k` is not supported"),
         ] {
-            let error = shape(&chat(body), "m", None).unwrap_err();
+            let error = shape(&chat(body), "m", None, None).unwrap_err();
             assert_eq!(error.attempt_code(), "bad_request");
             assert!(error.to_string().contains(wanted), "{error}");
         }
@@ -676,6 +878,50 @@ mod tests {
         let error =
             events("error: {\"code\":400,\"message\":\"too long\"}\n").remove(0).unwrap_err();
         assert_eq!(error.attempt_code(), "bad_request");
+    }
+
+    #[test]
+    fn vectors_are_asked_for_alone() {
+        let catalogue = Catalogue::built_in();
+        let ask = |input: Value| EngineRequest {
+            kind: RequestKind::Embedding,
+            body: json!({"input": input, "temperature": 1, "model": "x"}),
+            max_tokens: 0,
+            consumer: None,
+        };
+        let entry = catalogue.get("llama.cpp-embedding");
+        let body = shape(&ask(json!(["a", "b"])), "m", entry, None).unwrap();
+        let body: Value = serde_json::from_slice(&body).unwrap();
+        let wanted = json!({"input": ["a", "b"], "model": "m", "encoding_format": "float"});
+        assert_eq!(body, wanted);
+        for bad in
+            [json!(""), json!([]), json!([""]), json!([1]), json!({}), json!(vec!["x"; 2049])]
+        {
+            let error = shape(&ask(bad), "m", entry, None).unwrap_err();
+            assert!(error.to_string().contains("`input`"), "{error}");
+        }
+    }
+
+    #[test]
+    fn engines_are_told_whose_prompts_they_may_remember() {
+        let catalogue = Catalogue::built_in();
+        let asked = |consumer: Option<&str>, shares: bool, engine: &str| -> Value {
+            let mut request = chat(json!({"messages": [{"role": "user", "content": "hi"}]}));
+            request.consumer = consumer.map(str::to_owned);
+            request.body["share_prefix_cache"] = json!(shares);
+            let body = shape(&request, "m", catalogue.get(engine), None).unwrap();
+            let body: Value = serde_json::from_slice(&body).unwrap();
+            assert!(body.get("share_prefix_cache").is_none());
+            body
+        };
+        assert_eq!(asked(Some("a"), true, "llama.cpp")["cache_prompt"], false);
+        let salt = |consumer, shares| asked(consumer, shares, "vllm")["cache_salt"].clone();
+        assert_eq!(salt(Some("a"), false), salt(Some("a"), false));
+        assert_ne!(salt(Some("a"), false), salt(Some("b"), false));
+        assert_ne!(salt(Some("a"), false), salt(Some("a"), true));
+        assert_eq!(salt(Some("a"), true), salt(Some("b"), true));
+        assert_ne!(salt(None, false), salt(None, false));
+        assert!(asked(Some("a"), false, "sglang").get("cache_salt").is_none());
     }
 
     #[test]

@@ -13,15 +13,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::catalogue::{Catalogue, EngineEntry, EngineKind, GpuNeed, ServedModel};
+use crate::engine::catalogue::{
+    Catalogue, EngineEntry, EngineKind, GpuNeed, PrefixCache, ServedModel,
+};
+use crate::engine::container_job::{self, AllowedImage, ContainerRequest, JobImage};
 use crate::engine::docker::ContainerHost;
 use crate::engine::error::EngineError;
 use crate::engine::model_file::ModelDigests;
 use crate::engine::openai::{self, EngineRequest, EngineStream, FIRST_TOKEN_TIMEOUT, RequestKind};
+use crate::engine::room::{Budget, Room};
+use crate::engine::slots::{Slots, TakenSlot};
 use crate::engine::supervisor;
 use crate::engine::transport::{Address, Answer, Transport, TransportError};
 
@@ -44,6 +49,8 @@ pub struct EngineConfig {
     pub catalogue: Catalogue,
     /// The models that are served.
     pub models: Vec<ServedModel>,
+    /// The images that container jobs may run.
+    pub images: Vec<JobImage>,
     /// Where sockets live; of this node alone, and short, since the path of a socket
     /// may have 107 bytes.
     pub runtime_dir: PathBuf,
@@ -53,6 +60,20 @@ pub struct EngineConfig {
     pub keep_alive: Option<Duration>,
     /// The socket of Docker or Podman; `DOCKER_HOST` or the usual ones when not given.
     pub docker_host: Option<String>,
+    /// What all engines together may use.
+    pub budget: Budget,
+    /// The program that hands a socket on to a port, `infernet` itself: this process's
+    /// own when not given.
+    pub relay_program: Option<PathBuf>,
+}
+
+/// A unit of work as the agent has it.
+#[derive(Debug, Clone)]
+pub enum Work {
+    /// A request to a model's server.
+    Model(EngineRequest),
+    /// A container of its own.
+    Container(ContainerRequest),
 }
 
 /// The engines of a node. Cloning it shares them.
@@ -64,9 +85,10 @@ pub struct EnginePool {
 #[derive(Debug)]
 struct Shared {
     models: BTreeMap<String, Arc<Supervised>>,
+    images: BTreeMap<String, AllowedImage>,
     settings: Arc<Settings>,
     shutdown: CancellationToken,
-    /// The supervisors that run; none is started after `shutdown`.
+    /// The supervisors and container jobs that run; none is started after `shutdown`.
     supervisors: Mutex<JoinSet<()>>,
 }
 
@@ -80,6 +102,8 @@ pub(super) struct Settings {
     pub(super) digests: ModelDigests,
     /// Whether Docker answered once: from then on it is waited for when it is away.
     host_seen: AtomicBool,
+    pub(super) room: Arc<Room>,
+    pub(super) relay_program: Option<PathBuf>,
 }
 
 impl Settings {
@@ -99,11 +123,13 @@ impl Settings {
 pub(super) struct Supervised {
     pub(super) name: Arc<str>,
     pub(super) served: ServedModel,
-    /// The catalogue's entry; an endpoint has none.
+    /// The catalogue's entry that starts the engine; an endpoint is started by others.
     pub(super) entry: Option<EngineEntry>,
+    /// The catalogue's entry that says how the engine is spoken to, where there is one.
+    dialect: Option<EngineEntry>,
     pub(super) settings: Arc<Settings>,
     pub(super) state: watch::Sender<State>,
-    slots: Arc<Semaphore>,
+    slots: Arc<Slots>,
     in_flight: AtomicUsize,
     last_used: Mutex<Instant>,
     supervised: Mutex<bool>,
@@ -179,13 +205,13 @@ pub(super) struct InUse {
     model: Arc<Supervised>,
     /// Known once the engine is ready and a slot is free.
     engine: Option<Engine>,
-    permit: Option<OwnedSemaphorePermit>,
+    slot: Option<TakenSlot>,
 }
 
 impl InUse {
     fn begin(model: &Arc<Supervised>) -> Self {
         model.in_flight.fetch_add(1, Ordering::SeqCst);
-        Self { model: Arc::clone(model), engine: None, permit: None }
+        Self { model: Arc::clone(model), engine: None, slot: None }
     }
 
     /// Returns the model's name.
@@ -223,7 +249,7 @@ impl Drop for InUse {
     fn drop(&mut self) {
         *self.model.last_used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         self.model.in_flight.fetch_sub(1, Ordering::SeqCst);
-        drop(self.permit.take());
+        drop(self.slot.take());
     }
 }
 
@@ -232,6 +258,21 @@ impl Supervised {
     pub(super) fn idle_for(&self) -> Option<Duration> {
         (self.in_flight.load(Ordering::SeqCst) == 0)
             .then(|| self.last_used.lock().unwrap_or_else(PoisonError::into_inner).elapsed())
+    }
+
+    /// Asks for the engine's end if nobody has used it for so long. Tells whether it
+    /// did.
+    pub(super) fn stop_if_idle(&self, at_least: Duration) -> bool {
+        // Under the lock of the state: a request counts itself before it reads the
+        // state, so that either it is seen here or it sees `Stopped`.
+        self.state.send_if_modified(|state| {
+            let idle = matches!(state, State::Ready(_))
+                && self.idle_for().is_some_and(|idle| idle >= at_least);
+            if idle {
+                *state = State::Stopped;
+            }
+            idle
+        })
     }
 
     /// Starts the idle time anew.
@@ -254,6 +295,8 @@ impl EnginePool {
             docker_host: config.docker_host,
             digests: ModelDigests::new(config.cache_dir),
             host_seen: AtomicBool::new(false),
+            room: Arc::new(Room::new(config.budget)),
+            relay_program: config.relay_program,
         });
         let mut models = BTreeMap::new();
         for served in config.models {
@@ -265,9 +308,21 @@ impl EnginePool {
                 });
             }
         }
+        let mut images = BTreeMap::new();
+        for image in config.images {
+            let bad = |reason: String| EngineError::BadModel { model: image.name.clone(), reason };
+            image.check().map_err(bad)?;
+            if models.contains_key(&image.name) || images.contains_key(&image.name) {
+                return Err(bad("it is named twice".to_owned()));
+            }
+            let slots = Arc::new(Semaphore::new(image.slots as usize));
+            images.insert(image.name.clone(), AllowedImage { image, slots });
+        }
+        settings.room.know(models.values());
         Ok(Self {
             shared: Arc::new(Shared {
                 models,
+                images,
                 settings,
                 shutdown: CancellationToken::new(),
                 supervisors: Mutex::new(JoinSet::new()),
@@ -282,7 +337,7 @@ impl EnginePool {
     /// # Errors
     /// As [`ContainerHost::connect`] and Docker's own; never when no model needs Docker.
     pub async fn remove_leftovers(&self) -> Result<usize, EngineError> {
-        if self.shared.models.values().all(|model| model.entry.is_none()) {
+        if !self.needs_docker() {
             return Ok(0);
         }
         let settings = &self.shared.settings;
@@ -297,6 +352,13 @@ impl EnginePool {
             tracing::info!(containers = leftovers.len(), "removed containers of an earlier run");
         }
         Ok(leftovers.len())
+    }
+
+    /// Tells whether anything here runs in a container.
+    #[must_use]
+    pub fn needs_docker(&self) -> bool {
+        let served = self.shared.models.values().any(|model| model.entry.is_some());
+        served || !self.shared.images.is_empty()
     }
 
     /// Makes sure that a model's engine is ready, starting it when it is not. Callers
@@ -317,6 +379,60 @@ impl EnginePool {
         Ok(engine)
     }
 
+    /// Does a unit of work with the model or the image of this name, and returns what
+    /// comes of it as it is produced.
+    ///
+    /// # Errors
+    /// As [`EnginePool::chat`] and [`EnginePool::run_container`].
+    pub async fn run(
+        &self,
+        name: &str,
+        work: Work,
+        cancel: CancellationToken,
+    ) -> Result<EngineStream, EngineError> {
+        match work {
+            Work::Model(request) => self.chat(name, request, cancel).await,
+            Work::Container(request) => self.run_container(name, request, cancel).await,
+        }
+    }
+
+    /// Runs a container of an allowed image and returns its output as it is written,
+    /// once one of the image's slots is free. Dropping the stream ends the container.
+    ///
+    /// # Errors
+    /// [`EngineError::UnknownModel`] for an image that is not allowed;
+    /// [`EngineError::BadRequest`] for an input that it does not take.
+    pub async fn run_container(
+        &self,
+        name: &str,
+        request: ContainerRequest,
+        cancel: CancellationToken,
+    ) -> Result<EngineStream, EngineError> {
+        let allowed = self
+            .shared
+            .images
+            .get(name)
+            .ok_or_else(|| EngineError::UnknownModel { model: name.to_owned() })?;
+        let slot = tokio::select! {
+            biased;
+            () = self.shared.shutdown.cancelled() => return Err(EngineError::Stopping),
+            () = cancel.cancelled() => return Ok(EngineStream::cancelled(name.into())),
+            slot = Arc::clone(&allowed.slots).acquire_owned() => {
+                slot.map_err(|_closed| EngineError::Stopping)?
+            }
+        };
+        let settings = Arc::clone(&self.shared.settings);
+        let (job, stream) = container_job::open(allowed, request, settings, slot, cancel)?;
+        let mut tasks = self.shared.supervisors.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.shared.shutdown.is_cancelled() {
+            return Err(EngineError::Stopping);
+        }
+        // Those that have ended are of no use any more.
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(container_job::run_container_job(job, self.shared.shutdown.clone()));
+        Ok(EngineStream::job(name, stream))
+    }
+
     /// Sends a request to a model's engine and returns its answer as it is produced.
     ///
     /// Waits for the engine's start and for a free slot. When `cancel` fires, then or
@@ -334,10 +450,23 @@ impl EnginePool {
         cancel: CancellationToken,
     ) -> Result<EngineStream, EngineError> {
         let model = self.find(model)?;
-        let body = openai::shape(&request, model.engine_name(), model.entry.as_ref())?;
+        let shape = |slot: Option<&TakenSlot>| {
+            openai::shape(&request, model.engine_name(), model.dialect.as_ref(), slot)
+        };
+        // What is wrong with it is said before anything is started.
+        shape(None)?;
         if !model.serves(request.kind) {
             return Err(EngineError::BadRequest {
                 message: format!("Model {} does not serve this kind of request.", model.name),
+            });
+        }
+        let asker = request.asker();
+        if model.mixes_prompts() && !(model.served.share_prefix_cache || asker.shares) {
+            return Err(EngineError::BadModel {
+                model: model.served.name.clone(),
+                reason: "its engine cannot keep the prompts of consumers apart; allow that with \
+                         share_prefix_cache"
+                    .to_owned(),
             });
         }
         let path = request.kind.path();
@@ -345,11 +474,9 @@ impl EnginePool {
         let mut in_use = InUse::begin(model);
         let exchange = async {
             let engine = self.engine(model).await?;
-            let permit = Arc::clone(&model.slots)
-                .acquire_owned()
-                .await
-                .map_err(|_| EngineError::Stopping)?;
-            in_use.permit = Some(permit);
+            let slot = model.slots.take(asker).await.map_err(|_| EngineError::Stopping)?;
+            let body = shape(model.entry.is_some().then_some(&slot))?;
+            in_use.slot = Some(slot);
             let transport = Arc::clone(&engine.transport);
             in_use.engine = Some(engine);
             let sending = transport.send(path, Some(body));
@@ -380,7 +507,9 @@ impl EnginePool {
             answer = exchange => Some(answer?),
         };
         Ok(match answer {
-            Some(answer) => EngineStream::new(in_use, answer, cancel, estimated_input),
+            Some(answer) => {
+                EngineStream::new(in_use, answer, request.kind, cancel, estimated_input)
+            }
             None => EngineStream::cancelled(in_use.model_name()),
         })
     }
@@ -406,6 +535,11 @@ impl EnginePool {
         self.shared.models.values().map(|model| &model.served)
     }
 
+    /// Returns the images that container jobs may run, by name.
+    pub fn images(&self) -> impl Iterator<Item = &JobImage> {
+        self.shared.images.values().map(|allowed| &allowed.image)
+    }
+
     /// Returns every model's state, by name.
     #[must_use]
     pub fn states(&self) -> Vec<(String, EngineState)> {
@@ -428,7 +562,7 @@ impl EnginePool {
         if model.entry.is_none() {
             return Err(EngineError::NotOurs { model: model.name.as_ref().to_owned() });
         }
-        let all = model.slots.acquire_many(model.served.slots).await;
+        let all = model.slots.take_all(model.served.slots).await;
         let _all = all.map_err(|_closed| EngineError::Stopping)?;
         self.supervise(model);
         model.state.send_if_modified(|state| {
@@ -530,8 +664,10 @@ impl Supervised {
         let name: Arc<str> = served.name.as_str().into();
         let bad = |reason: String| EngineError::BadModel { model: served.name.clone(), reason };
         let slots = served.slots as usize;
+        let mut dialect = None;
         let (entry, state) = match served.kind()? {
             EngineKind::Endpoint { url } => {
+                dialect = catalogue.get(&served.engine).cloned();
                 let address = Address::parse(url).map_err(bad)?;
                 let transport = Arc::new(Transport::new(address, slots));
                 let engine = Engine { model: Arc::clone(&name), transport, container: None };
@@ -556,10 +692,11 @@ impl Supervised {
         };
         Ok(Self {
             name,
+            dialect: dialect.or_else(|| entry.clone()),
             entry,
             settings: Arc::clone(settings),
             state: watch::Sender::new(state),
-            slots: Arc::new(Semaphore::new(slots)),
+            slots: Slots::new(slots),
             in_flight: AtomicUsize::new(0),
             last_used: Mutex::new(Instant::now()),
             supervised: Mutex::new(false),
@@ -572,8 +709,13 @@ impl Supervised {
         self.served.endpoint_model.as_deref().unwrap_or(&self.name)
     }
 
+    /// Tells whether the engine remembers prompts in a way that cannot be steered.
+    fn mixes_prompts(&self) -> bool {
+        self.dialect.as_ref().is_some_and(|entry| entry.prefix_cache == PrefixCache::Shared)
+    }
+
     fn serves(&self, kind: RequestKind) -> bool {
-        self.entry.as_ref().is_none_or(|entry| entry.paths.iter().any(|path| path == kind.path()))
+        self.dialect.as_ref().is_none_or(|entry| entry.paths.iter().any(|path| path == kind.path()))
     }
 }
 
@@ -599,10 +741,13 @@ mod tests {
             node: "test".to_owned(),
             catalogue: Catalogue::built_in(),
             models,
+            images: Vec::new(),
             runtime_dir: PathBuf::from("/nonexistent"),
             cache_dir: None,
             keep_alive: None,
             docker_host: None,
+            budget: Budget::default(),
+            relay_program: None,
         }
     }
 

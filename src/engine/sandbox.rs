@@ -42,6 +42,17 @@ pub struct BindMount {
     pub writable: bool,
 }
 
+/// What network a container has.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Network {
+    /// None but its own loopback interface, which nobody else reaches.
+    #[default]
+    Own,
+    /// That of another of our containers, of this name: also no more than a loopback
+    /// interface, which the two share.
+    Of(String),
+}
+
 /// Everything about a container that may differ from another.
 #[derive(Debug, Clone)]
 pub struct Sandbox {
@@ -71,6 +82,13 @@ pub struct Sandbox {
     pub pids: u32,
     /// UUIDs of the GPUs that it sees.
     pub gpus: Vec<String>,
+    /// Its network.
+    pub network: Network,
+    /// Whether something is written to its standard input, which then ends.
+    pub stdin: bool,
+    /// The largest file that it may write, in MiB, where it may write to this
+    /// machine's disk.
+    pub file_mb: Option<u64>,
 }
 
 impl Sandbox {
@@ -89,8 +107,12 @@ impl Sandbox {
             working_dir: Some("/".to_owned()),
             env: Some(self.environment()),
             user: Some(format!("{}:{}", self.user.0, self.user.1)),
-            hostname: Some("engine".to_owned()),
-            network_disabled: Some(true),
+            // Docker takes neither where the network is another container's.
+            hostname: (self.network == Network::Own).then(|| "engine".to_owned()),
+            network_disabled: (self.network == Network::Own).then_some(true),
+            open_stdin: Some(self.stdin),
+            stdin_once: Some(self.stdin),
+            attach_stdin: Some(self.stdin),
             // A health check of the image would run its own programs in here.
             healthcheck: Some(bollard::models::HealthConfig {
                 test: Some(vec!["NONE".to_owned()]),
@@ -107,7 +129,10 @@ impl Sandbox {
     fn host_config(&self) -> HostConfig {
         let memory = mib(self.memory_mb);
         HostConfig {
-            network_mode: Some("none".to_owned()),
+            network_mode: Some(match &self.network {
+                Network::Own => "none".to_owned(),
+                Network::Of(container) => format!("container:{container}"),
+            }),
             readonly_rootfs: Some(true),
             privileged: Some(false),
             cap_drop: Some(vec!["ALL".to_owned()]),
@@ -123,7 +148,7 @@ impl Sandbox {
             pids_limit: Some(i64::from(self.pids)),
             // Under memory pressure of the whole machine the owner's programs live longer.
             oom_score_adj: Some(500),
-            ulimits: Some(vec![ulimit("core", 0), ulimit("nofile", 4096)]),
+            ulimits: Some(self.ulimits()),
             shm_size: Some(mib(self.shm_mb)),
             tmpfs: Some(self.tmpfs.iter().map(|tmpfs| tmpfs_option(tmpfs, self.user)).collect()),
             mounts: Some(self.mounts.iter().map(bind_mount).collect()),
@@ -156,6 +181,12 @@ impl Sandbox {
         emptied.chain(given).collect()
     }
 
+    fn ulimits(&self) -> Vec<ResourcesUlimits> {
+        let mut limits = vec![ulimit("core", 0), ulimit("nofile", 4096)];
+        limits.extend(self.file_mb.map(|size| ulimit("fsize", mib(size))));
+        limits
+    }
+
     fn gpu_request(&self) -> Option<Vec<DeviceRequest>> {
         if self.gpus.is_empty() {
             return None;
@@ -184,9 +215,10 @@ fn ulimit(name: &str, limit: i64) -> ResourcesUlimits {
 fn tmpfs_option(tmpfs: &Tmpfs, user: (u32, u32)) -> (String, String) {
     let (uid, gid) = user;
     let size = tmpfs.size_mb;
+    let exec = if tmpfs.exec { "exec" } else { "noexec" };
     (
         tmpfs.path.clone(),
-        format!("rw,noexec,nosuid,nodev,mode=700,uid={uid},gid={gid},size={size}m"),
+        format!("rw,{exec},nosuid,nodev,mode=700,uid={uid},gid={gid},size={size}m"),
     )
 }
 
@@ -222,12 +254,15 @@ mod tests {
                 target: "/models/model.gguf".to_owned(),
                 writable: false,
             }],
-            tmpfs: vec![Tmpfs { path: "/tmp".to_owned(), size_mb: 8 }],
+            tmpfs: vec![Tmpfs { path: "/tmp".to_owned(), size_mb: 8, exec: false }],
             shm_mb: 16,
             memory_mb: 256,
             cpus: 2,
             pids: 64,
             gpus: Vec::new(),
+            network: Network::Own,
+            stdin: false,
+            file_mb: None,
         }
     }
 

@@ -11,17 +11,22 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::catalogue::{EngineEntry, EngineKind, GpuNeed, MODEL_PATH, SOCKET_DIRECTORY};
+use crate::engine::catalogue::{EngineEntry, EngineKind, GpuNeed, ModelForm, SOCKET_DIRECTORY};
 use crate::engine::docker::{ContainerHost, Exit};
 use crate::engine::error::EngineError;
 use crate::engine::pool::{Container, Engine, State, Supervised};
-use crate::engine::sandbox::{BindMount, LABEL_ENGINE, LABEL_MODEL, LABEL_NODE, Sandbox};
+use crate::engine::relay::RelayProgram;
+use crate::engine::room::Need;
+use crate::engine::sandbox::{
+    BindMount, LABEL_ENGINE, LABEL_MODEL, LABEL_NODE, NOBODY, Network, Sandbox,
+};
 use crate::engine::transport::{Address, Transport};
 
 /// Begins the name of every container and socket directory.
-const NAME_PREFIX: &str = "infernet-";
+pub(super) const NAME_PREFIX: &str = "infernet-";
 
 /// An engine that lived so long was healthy: its death is the first again.
 const HEALTHY_LIFE: Duration = Duration::from_secs(60);
@@ -47,6 +52,10 @@ const HEALTH_LONGEST_PAUSE: Duration = Duration::from_millis(250);
 /// How often a slow start is logged.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 
+/// The memory and the processes of a relay: it copies bytes and nothing else.
+const RELAY_MEMORY_MB: u64 = 64;
+const RELAY_PIDS: u32 = 32;
+
 /// The longest path that a unix socket may have.
 const SOCKET_PATH_LIMIT: usize = 107;
 
@@ -54,6 +63,7 @@ const SOCKET_PATH_LIMIT: usize = 107;
 enum End {
     Shutdown,
     Idle,
+    Evicted,
     Restart,
     Died(Exit),
 }
@@ -74,7 +84,7 @@ pub(super) async fn run_engine(model: Arc<Supervised>, shutdown: CancellationTok
         let begun = Instant::now();
         match patient_life(&model, &shutdown).await {
             Ok(End::Shutdown) | Err(EngineError::Stopping) => return,
-            Ok(End::Idle | End::Restart) => failures = 0,
+            Ok(End::Idle | End::Evicted | End::Restart) => failures = 0,
             Ok(End::Died(exit)) if exit.host_away || host_is_away(&model).await => {
                 tracing::warn!(model = %model.name, %exit, "an engine ended with its Docker");
                 model.state.send_replace(State::Starting { since: Instant::now() });
@@ -134,6 +144,18 @@ async fn life(model: &Arc<Supervised>, shutdown: &CancellationToken) -> Result<E
         () = shutdown.cancelled() => return Err(EngineError::Stopping),
         launch = Launch::prepare(model) => launch?,
     };
+    let room = &model.settings.room;
+    let reserved = tokio::select! {
+        () = shutdown.cancelled() => Err(EngineError::Stopping),
+        reserved = room.reserve(&launch.name, &model.name, launch.need.clone()) => reserved,
+    };
+    let _reservation = match reserved {
+        Ok(reservation) => reservation,
+        Err(error) => {
+            launch.clear().await;
+            return Err(error);
+        }
+    };
     let started = tokio::select! {
         () = shutdown.cancelled() => Err(EngineError::Stopping),
         started = launch.start() => started,
@@ -142,7 +164,7 @@ async fn life(model: &Arc<Supervised>, shutdown: &CancellationToken) -> Result<E
         Ok(engine) => {
             model.touch();
             model.state.send_replace(State::Ready(engine));
-            Ok(watch(model, &launch, shutdown).await)
+            Ok(watch_over(model, &launch, shutdown).await)
         }
         Err(error) => Err(error),
     };
@@ -152,8 +174,8 @@ async fn life(model: &Arc<Supervised>, shutdown: &CancellationToken) -> Result<E
 
 /// Waits until an engine dies, has been idle for long enough, is to be restarted, or all
 /// is to be stopped.
-async fn watch(model: &Supervised, launch: &Launch<'_>, shutdown: &CancellationToken) -> End {
-    let mut dying = std::pin::pin!(launch.host.wait(&launch.name));
+async fn watch_over(model: &Supervised, launch: &Launch<'_>, shutdown: &CancellationToken) -> End {
+    let mut dying = std::pin::pin!(launch.wait());
     let mut states = model.state.subscribe();
     loop {
         let idle_check = async {
@@ -170,26 +192,31 @@ async fn watch(model: &Supervised, launch: &Launch<'_>, shutdown: &CancellationT
         tokio::select! {
             () = shutdown.cancelled() => return End::Shutdown,
             exit = &mut dying => return End::Died(exit),
-            Ok(_) = states.wait_for(|state| matches!(state, State::Starting { .. })) => {
-                tracing::info!(model = %model.name, "restarting an engine");
-                return End::Restart;
+            end = asked_to_end(&mut states) => {
+                tracing::info!(model = %model.name, evicted = matches!(end, End::Evicted), "ending an engine");
+                return end;
             }
             keep_alive = idle_check => {
-                // Under the lock of the state: a request counts itself before it reads
-                // the state, so that either it is seen here or it sees `Stopped`.
-                let stopped = model.state.send_if_modified(|state| {
-                    let idle = model.idle_for().is_some_and(|idle| idle >= keep_alive);
-                    if idle {
-                        *state = State::Stopped;
-                    }
-                    idle
-                });
-                if stopped {
+                if model.stop_if_idle(keep_alive) {
                     tracing::info!(model = %model.name, "stopping an idle engine");
                     return End::Idle;
                 }
             }
         }
+    }
+}
+
+/// Waits until somebody wants the engine to end, or to start anew.
+async fn asked_to_end(states: &mut watch::Receiver<State>) -> End {
+    let asked = states
+        .wait_for(|state| matches!(state, State::Starting { .. } | State::Stopped))
+        .await
+        .map(|state| matches!(*state, State::Stopped));
+    match asked {
+        Ok(true) => End::Evicted,
+        Ok(false) => End::Restart,
+        // The model is gone, and with it the pool.
+        Err(_gone) => End::Shutdown,
     }
 }
 
@@ -237,6 +264,9 @@ struct Launch<'a> {
     name: Arc<str>,
     directory: PathBuf,
     sandbox: Sandbox,
+    /// The container that hands the socket on to the engine's port, where it needs one.
+    relay: Option<(String, Sandbox)>,
+    need: Need,
     transport: Arc<Transport>,
 }
 
@@ -249,6 +279,15 @@ impl<'a> Launch<'a> {
             unreachable!("only models with a container are supervised");
         };
         let (bytes, _) = model.settings.digests.check(served, path).await?;
+        if path.is_dir() != (entry.model == ModelForm::Folder) {
+            return Err(EngineError::BadModel {
+                model: served.name.clone(),
+                reason: match entry.model {
+                    ModelForm::File => format!("its engine {engine} takes a file, not a folder"),
+                    ModelForm::Folder => format!("its engine {engine} takes a folder, not a file"),
+                },
+            });
+        }
         let source = std::fs::canonicalize(path).map_err(|error| EngineError::ModelUnreadable {
             model: served.name.clone(),
             path: path.to_owned(),
@@ -271,6 +310,13 @@ impl<'a> Launch<'a> {
                 wanted: wanted.clone(),
             });
         }
+        let relay_program = match entry.port {
+            None => None,
+            Some(_) => Some(
+                RelayProgram::find(model.settings.relay_program.as_deref())
+                    .map_err(|error| runtime_error(Path::new("/proc/self"), &error))?,
+            ),
+        };
         let name = format!("{NAME_PREFIX}{:016x}", fastrand::u64(..));
         let user = host.container_user();
         let directory = make_socket_directory(&model.settings.runtime_dir, &name, user)?;
@@ -287,35 +333,73 @@ impl<'a> Launch<'a> {
         }
         let memory_mb =
             served.memory_mb.unwrap_or_else(|| bytes.div_ceil(1 << 20) + entry.overhead_mb);
-        let env = entry.env.iter().map(|(name, value)| (name.clone(), value.clone()));
+        let socket_mount = BindMount {
+            source: directory.clone(),
+            target: SOCKET_DIRECTORY.to_owned(),
+            writable: true,
+        };
+        let relay = match (entry.port, relay_program) {
+            (None, _) | (_, None) => None,
+            (Some(port), Some(program)) => {
+                let mut sandbox = relay_sandbox(&program, &socket_mount, entry, port);
+                sandbox.image_id.clone_from(&image.id);
+                sandbox.image_env.clone_from(&image.env_names);
+                sandbox.user = user;
+                sandbox.labels = labels(model, engine);
+                sandbox.network = Network::Of(name.clone());
+                Some((format!("{name}-relay"), sandbox))
+            }
+        };
+        let mut mounts =
+            vec![BindMount { source, target: entry.model_path().to_owned(), writable: false }];
+        if relay.is_none() {
+            mounts.insert(0, socket_mount);
+        }
+        let gpus = if entry.gpu == GpuNeed::None { Vec::new() } else { served.gpus.clone() };
+        let gpu_count = u64::try_from(gpus.len()).unwrap_or(u64::MAX).max(1);
+        let gpu_memory_mb =
+            served.gpu_memory_mb.unwrap_or_else(|| bytes.div_ceil(1 << 20) + entry.overhead_mb);
+        let need = Need {
+            memory_mb,
+            gpus: gpus.clone(),
+            gpu_memory_mb: gpu_memory_mb.div_ceil(gpu_count),
+        };
         let sandbox = Sandbox {
             image_id: image.id,
             command: entry.command_line(served),
-            env: env.chain([("HOME".to_owned(), entry.home.clone())]).collect(),
+            env: entry.environment(served),
             image_env: image.env_names,
             user,
-            labels: HashMap::from([
-                (LABEL_NODE.to_owned(), model.settings.node.clone()),
-                (LABEL_ENGINE.to_owned(), engine.to_owned()),
-                (LABEL_MODEL.to_owned(), served.name.clone()),
-            ]),
-            mounts: vec![
-                BindMount {
-                    source: directory.clone(),
-                    target: SOCKET_DIRECTORY.to_owned(),
-                    writable: true,
-                },
-                BindMount { source, target: MODEL_PATH.to_owned(), writable: false },
-            ],
+            labels: labels(model, engine),
+            mounts,
             tmpfs: entry.tmpfs.clone(),
             shm_mb: entry.shm_mb,
             memory_mb,
             cpus: served.threads(),
             pids: entry.pids,
-            gpus: if entry.gpu == GpuNeed::None { Vec::new() } else { served.gpus.clone() },
+            gpus,
+            network: Network::Own,
+            stdin: false,
+            file_mb: None,
         };
         let transport = Arc::new(Transport::new(Address::Unix(socket), served.slots as usize));
-        Ok(Self { model, entry, host, name: name.into(), directory, sandbox, transport })
+        let name = name.into();
+        Ok(Self { model, entry, host, name, directory, sandbox, relay, need, transport })
+    }
+
+    /// Waits until the engine's container, or its relay's, has ended, and says how.
+    async fn wait(&self) -> Exit {
+        let relay = async {
+            match &self.relay {
+                Some((name, _)) => self.host.wait(name).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            exit = self.host.wait(&self.name) => exit,
+            exit = relay => exit,
+        }
     }
 
     /// Starts the container and waits until the engine in it is ready.
@@ -324,9 +408,12 @@ impl<'a> Launch<'a> {
         let model = &self.model.name;
         tracing::info!(%model, container = %self.name, "starting an engine");
         self.host.start(&self.name, &self.sandbox).await?;
+        if let Some((name, sandbox)) = &self.relay {
+            self.host.start(name, sandbox).await?;
+        }
         let limit = self.entry.start_timeout();
         let outcome = tokio::select! {
-            exit = self.host.wait(&self.name) => Err(Some(exit)),
+            exit = self.wait() => Err(Some(exit)),
             ready = tokio::time::timeout(limit, self.healthy()) => ready.map_err(|_| None),
         };
         match outcome {
@@ -390,12 +477,53 @@ impl<'a> Launch<'a> {
         }
     }
 
-    /// Removes the container and its socket.
+    /// Removes the containers and the socket.
     async fn clear(&self) {
-        if let Err(error) = self.host.remove(&self.name).await {
-            tracing::warn!(container = %self.name, %error, "a container could not be removed");
+        // The relay first: it is in the engine's network.
+        let names = self.relay.iter().map(|(name, _)| name.as_str()).chain([self.name.as_ref()]);
+        for name in names {
+            if let Err(error) = self.host.remove(name).await {
+                tracing::warn!(container = name, %error, "a container could not be removed");
+            }
         }
         remove_directory(&self.directory).await;
+    }
+}
+
+/// Returns the labels by which a model's containers are found again.
+fn labels(model: &Supervised, engine: &str) -> HashMap<String, String> {
+    HashMap::from([
+        (LABEL_NODE.to_owned(), model.settings.node.clone()),
+        (LABEL_ENGINE.to_owned(), engine.to_owned()),
+        (LABEL_MODEL.to_owned(), model.served.name.clone()),
+    ])
+}
+
+/// Returns the container of a relay, all but what it has in common with its engine's.
+fn relay_sandbox(
+    program: &RelayProgram,
+    socket: &BindMount,
+    entry: &EngineEntry,
+    port: u16,
+) -> Sandbox {
+    let path = format!("{SOCKET_DIRECTORY}/{}", entry.socket);
+    Sandbox {
+        image_id: String::new(),
+        command: program.command_line(&path, port),
+        env: vec![("HOME".to_owned(), "/tmp".to_owned())],
+        image_env: Vec::new(),
+        user: (NOBODY, NOBODY),
+        labels: HashMap::new(),
+        mounts: program.mounts.iter().chain([socket]).cloned().collect(),
+        tmpfs: Vec::new(),
+        shm_mb: 1,
+        memory_mb: RELAY_MEMORY_MB,
+        cpus: 1,
+        pids: RELAY_PIDS,
+        gpus: Vec::new(),
+        network: Network::Own,
+        stdin: false,
+        file_mb: None,
     }
 }
 

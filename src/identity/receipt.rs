@@ -41,6 +41,12 @@ pub struct Receipt {
     pub price_input: String,
     /// Price of output in USD per million tokens, as SQL wrote it.
     pub price_output: String,
+    /// Seconds that a container ran; only of a container job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<u64>,
+    /// Price in USD of a second, as SQL wrote it; only of a container job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub price_second: Option<String>,
     /// How the output ended: `stop`, `length` or `cancelled`.
     pub finish: String,
 }
@@ -147,6 +153,8 @@ mod tests {
             output_tokens: 34,
             price_input: "0.010000000000".into(),
             price_output: "0.020000000000".into(),
+            seconds: None,
+            price_second: None,
             finish: "stop".into(),
         }
     }

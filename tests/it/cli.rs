@@ -247,6 +247,8 @@ async fn a_receipt_is_checked_offline() {
         output_tokens: 2,
         price_input: "0.1".into(),
         price_output: "0.2".into(),
+        seconds: None,
+        price_second: None,
         finish: "stop".into(),
     };
     let file = home.path().join("receipt.json");

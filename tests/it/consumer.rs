@@ -17,7 +17,7 @@ use crate::market::{LIMIT, Market, Said, TestNode, consumer_home, infernet, run}
 const MODEL: &str = "consumer-test";
 
 fn usage(output_tokens: u64) -> Usage {
-    Usage { input_tokens: 5, output_tokens }
+    Usage { input_tokens: 5, output_tokens, seconds: None }
 }
 
 /// Writes an answer to the job that comes next.

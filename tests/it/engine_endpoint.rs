@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use infernet::engine::{
-    Catalogue, EngineConfig, EngineError, EngineEvent, EnginePool, EngineRequest, EngineStream,
-    Finish, RequestKind, ServedModel,
+    Budget, Catalogue, EngineConfig, EngineError, EngineEvent, EnginePool, EngineRequest,
+    EngineStream, Finish, RequestKind, ServedModel,
 };
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -59,6 +59,9 @@ fn pool_at(socket: &Path, slots: u32) -> EnginePool {
     EnginePool::new(EngineConfig {
         node: "test".to_owned(),
         catalogue: Catalogue::built_in(),
+        images: Vec::new(),
+        budget: Budget::default(),
+        relay_program: None,
         models: vec![model],
         runtime_dir: PathBuf::from("/nonexistent"),
         cache_dir: None,
@@ -166,6 +169,7 @@ fn request(prompt: &str) -> EngineRequest {
         kind: RequestKind::Completion,
         body: json!({ "prompt": prompt }),
         max_tokens: 1000,
+        consumer: None,
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use infernet::engine::{
-    Catalogue, EngineConfig, EnginePool, EngineRequest, RequestKind, ServedModel,
+    Budget, Catalogue, EngineConfig, EnginePool, EngineRequest, RequestKind, ServedModel,
 };
 use serde_json::{Value, json};
 
@@ -71,10 +71,13 @@ impl Node {
             node: name.clone(),
             catalogue: Catalogue::built_in(),
             models,
+            images: Vec::new(),
             runtime_dir: folder.path().join("run"),
             cache_dir: Some(folder.path().join("cache")),
             keep_alive: None,
             docker_host: None,
+            budget: Budget::default(),
+            relay_program: Some(PathBuf::from(env!("CARGO_BIN_EXE_infernet"))),
         };
         change(&mut config);
         Self { pool: EnginePool::new(config.clone()).unwrap(), name, _folder: folder, config }
@@ -114,5 +117,6 @@ pub(crate) fn chat(text: &str, max_tokens: u32) -> EngineRequest {
         kind: RequestKind::Chat,
         body: json!({"messages": [{"role": "user", "content": text}], "temperature": 0}),
         max_tokens,
+        consumer: None,
     }
 }

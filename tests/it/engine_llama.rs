@@ -46,6 +46,7 @@ async fn a_model_answers_from_a_container_without_network() {
         kind: RequestKind::Completion,
         body: json!({"prompt": "One, two, three,", "temperature": 0}),
         max_tokens: 4,
+        consumer: None,
     };
     let stream = node.pool.chat(MODEL, completion, CancellationToken::new()).await.unwrap();
     let (text, end) = read(stream).await;

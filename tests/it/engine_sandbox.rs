@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use infernet::engine::catalogue::Tmpfs;
 use infernet::engine::docker::{ContainerHost, Exit};
-use infernet::engine::sandbox::{BindMount, LABEL_NODE, NOBODY, Sandbox};
+use infernet::engine::sandbox::{BindMount, LABEL_NODE, NOBODY, Network, Sandbox};
 
 use crate::engine_image::docker;
 
@@ -101,12 +101,15 @@ async fn sandboxed(probe: &[&str], change: impl FnOnce(&mut Sandbox)) -> (Exit, 
         user: (NOBODY, NOBODY),
         labels: HashMap::from([(LABEL_NODE.to_owned(), "test-sandbox".to_owned())]),
         mounts: Vec::new(),
-        tmpfs: vec![Tmpfs { path: SCRATCH.to_owned(), size_mb: SCRATCH_MB }],
+        tmpfs: vec![Tmpfs { path: SCRATCH.to_owned(), size_mb: SCRATCH_MB, exec: false }],
         shm_mb: 8,
         memory_mb: MEMORY_MB,
         cpus: 1,
         pids: PIDS,
         gpus: Vec::new(),
+        network: Network::Own,
+        stdin: false,
+        file_mb: None,
     };
     change(&mut sandbox);
     let name = format!("infernet-test-{:x}", fastrand::u64(..));

@@ -28,7 +28,8 @@ fn pieces(count: usize) -> Vec<String> {
 }
 
 fn usage(output: &str) -> Usage {
-    Usage { input_tokens: 5, output_tokens: output.split_whitespace().count() as u64 }
+    let output_tokens = output.split_whitespace().count() as u64;
+    Usage { input_tokens: 5, output_tokens, seconds: None }
 }
 
 /// What a reader would have on the screen at the end.

@@ -5,6 +5,8 @@
 #[cfg(feature = "stack")]
 mod agent_commands;
 #[cfg(feature = "stack")]
+mod agent_containers;
+#[cfg(feature = "stack")]
 mod agent_daemon;
 #[cfg(feature = "stack")]
 mod agent_engine;
@@ -74,11 +76,13 @@ mod cli_config;
 mod cli_ids;
 #[cfg(feature = "stack")]
 mod consumer;
+mod engine_apart;
 mod engine_docker_away;
 mod engine_endpoint;
 #[cfg(feature = "stack")]
 mod engine_escapes;
 mod engine_image;
+mod engine_jobs;
 mod engine_llama;
 mod engine_sandbox;
 #[cfg(feature = "stack")]

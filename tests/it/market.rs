@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use infernet::control::realtime::{Channel, ChannelEvent, JoinOptions, Realtime};
 use infernet::control::rpc::{
-    CompleteAttempt, Completion, Inventory, OfferedModel, Rpc, StartedAttempt, Usage,
+    CompleteAttempt, Completion, Inventory, OfferedModel, Offering, Rpc, StartedAttempt, Usage,
 };
 use infernet::control::session::{Enrolment, LoginKind, Session};
 use infernet::control::{BaseUrl, ControlPlane, PlainHttp, job_stream};
@@ -68,14 +68,14 @@ impl Market {
         let code = owner.make_enrolment("provider", None).await.unwrap().code;
         let enrolment = Enrolment { role: "provider".into(), code, name: Some(name.to_owned()) };
         session.enrol(&enrolment).await.unwrap();
-        let offers = vec![OfferedModel {
+        let offers = vec![Offering::Model(OfferedModel {
             model: model.to_owned(),
             slots,
             price_input: "0.1".parse().unwrap(),
             price_output: "0.4".parse().unwrap(),
             digest: None,
             context_length: None,
-        }];
+        })];
         let inventory = Inventory { platform: "test".into(), cpus: 1, ..Inventory::default() };
         let rpc = Rpc::new(session.clone());
         rpc.register_node(&inventory, &offers, true).await.unwrap();
@@ -160,6 +160,8 @@ impl TestNode {
             output_tokens: usage.output_tokens,
             price_input: wire(attempt.price_input),
             price_output: wire(attempt.price_output),
+            seconds: None,
+            price_second: None,
             finish: finish.to_owned(),
         };
         self.rpc

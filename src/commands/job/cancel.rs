@@ -34,11 +34,15 @@ fn said(before: &Job, job: &Job) -> String {
     if before.state.has_ended() {
         return format!("The job had ended before: it is {}.", job.state);
     }
-    let delivered = job.usage.unwrap_or_default().output_tokens;
     let cost = job.cost.unwrap_or_default();
     match job.state {
         JobState::Cancelled => {
-            format!("Cancelled. {delivered} tokens were delivered and {cost} was charged.")
+            let usage = job.usage.unwrap_or_default();
+            let delivered = match usage.seconds {
+                Some(seconds) => format!("It ran for {seconds} s"),
+                None => format!("{} tokens were delivered", usage.output_tokens),
+            };
+            format!("Cancelled. {delivered} and {cost} was charged.")
         }
         state => format!("The job ended first: it is {state}, and {cost} was charged."),
     }

@@ -65,10 +65,7 @@ fn facts(job: &Job) -> Table {
     sheet.fact_if("waits", job.waiting.as_ref().map(|reason| &reason.message));
     let error = job.error.as_ref();
     sheet.fact_if("error", error.map(|reason| format!("{} ({})", reason.message, reason.code)));
-    sheet.fact_if(
-        "tokens",
-        job.usage.map(|usage| format!("{} in, {} out", usage.input_tokens, usage.output_tokens)),
-    );
+    sheet.fact_if("usage", job.usage);
     sheet.fact_if("finish", job.finish.as_ref());
     sheet.fact("cap", job.held);
     sheet.fact_if("cost", job.cost);

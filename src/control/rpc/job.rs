@@ -127,13 +127,43 @@ pub enum JobKind {
     Unknown,
 }
 
-/// Tokens read and written.
+impl JobKind {
+    /// Returns the kind's word, as in SQL and JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Chat => "chat",
+            Self::Completion => "completion",
+            Self::Embedding => "embedding",
+            Self::Container => "container",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// What a job used: tokens, or the seconds of a container.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Usage {
     /// Tokens of the prompt.
+    #[serde(default)]
     pub input_tokens: u64,
     /// Tokens of the output.
+    #[serde(default)]
     pub output_tokens: u64,
+    /// Seconds that a container ran; no other kind of job has them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<u64>,
+}
+
+impl fmt::Display for Usage {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.seconds {
+            Some(1) => write!(formatter, "1 second"),
+            Some(seconds) => write!(formatter, "{seconds} seconds"),
+            None => {
+                write!(formatter, "{} tokens in, {} out", self.input_tokens, self.output_tokens)
+            }
+        }
+    }
 }
 
 /// A node as a consumer sees it.
@@ -265,6 +295,9 @@ pub struct SubmitJob {
     /// A name for people.
     #[serde(rename = "p_title", skip_serializing_if = "Option::is_none")]
     pub title: Option<String>,
+    /// The most seconds that a container may run; the control plane's default when absent.
+    #[serde(rename = "p_max_seconds", skip_serializing_if = "Option::is_none")]
+    pub max_seconds: Option<u32>,
 }
 
 impl SubmitJob {
@@ -279,6 +312,7 @@ impl SubmitJob {
             max_cost: None,
             deadline_secs: None,
             title: None,
+            max_seconds: None,
         }
     }
 }
@@ -290,8 +324,11 @@ pub struct Quote {
     pub model: String,
     /// Most tokens of the prompt.
     pub input_tokens: u64,
-    /// Most tokens of the output.
-    pub output_tokens: u64,
+    /// Most tokens of the output; none where an image is asked for.
+    pub output_tokens: Option<u64>,
+    /// Most seconds of a container, where an image is asked for.
+    #[serde(default)]
+    pub seconds: Option<u64>,
     /// How many offers there are.
     pub offers: u64,
     /// How many of them are of nodes that are there now.

@@ -83,6 +83,40 @@ pub struct OfferedModel {
     pub context_length: Option<u32>,
 }
 
+/// What a node offers to run container jobs with, as it registers it.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct OfferedImage {
+    /// The image's name on the market.
+    pub image: String,
+    /// How many jobs at once.
+    pub slots: u32,
+    /// USD per second.
+    pub price_second: Usd,
+    /// Hex sha256 that pins the image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+}
+
+/// What a node registers: models that it serves and images that it runs.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Offering {
+    /// A model.
+    Model(OfferedModel),
+    /// An image.
+    Image(OfferedImage),
+}
+
+impl Offering {
+    /// Returns the name on the market.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Model(model) => &model.model,
+            Self::Image(image) => &image.image,
+        }
+    }
+}
+
 /// An offer as the control plane keeps it.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Offer {
@@ -201,6 +235,9 @@ pub struct StartedAttempt {
     pub model_digest: Option<String>,
     /// The most tokens of output.
     pub max_tokens: u32,
+    /// The most seconds that a container may run.
+    #[serde(default)]
+    pub max_seconds: u32,
     /// The most bytes of output that are taken.
     #[serde(default)]
     pub output_bytes: Option<u64>,
@@ -210,6 +247,9 @@ pub struct StartedAttempt {
     pub price_input: Usd,
     /// USD per million tokens of output.
     pub price_output: Usd,
+    /// USD per second of a container.
+    #[serde(default)]
+    pub price_second: Usd,
     /// The node's share of stream messages, a second.
     pub stream_rate: f64,
 }
@@ -373,13 +413,13 @@ impl Rpc {
     pub async fn register_node(
         &self,
         inventory: &Inventory,
-        offers: &[OfferedModel],
+        offers: &[Offering],
         online: bool,
     ) -> Result<Registration, RpcError> {
         #[derive(Serialize)]
         struct Arguments<'a> {
             p_inventory: &'a Inventory,
-            p_offers: &'a [OfferedModel],
+            p_offers: &'a [Offering],
             p_version: &'a str,
             p_online: bool,
         }
