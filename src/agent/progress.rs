@@ -205,7 +205,7 @@ mod tests {
     #[test]
     fn outcomes_are_counted_once_each() {
         let mut counters = Counters::default();
-        let usage = Usage { input_tokens: 3, output_tokens: 5 };
+        let usage = Usage { input_tokens: 3, output_tokens: 5, seconds: None };
         let earned: Usd = "0.25".parse().unwrap();
         for outcome in [
             Outcome::NotTaken,
