@@ -421,8 +421,7 @@ impl<'a> Launch<'a> {
                 match read? {
                     None => {
                         let ended = tokio::time::timeout(END_WAIT, self.host.wait(&self.name));
-                        let ended =
-                            ended.await.unwrap_or(Exit { code: None, out_of_memory: false });
+                        let ended = ended.await.unwrap_or_default();
                         Ok(Ok(ended))
                     }
                     Some(finish) => Ok(Err(finish)),
@@ -449,6 +448,10 @@ impl<'a> Launch<'a> {
                 self.collect().await?;
                 Ok(Finish::Stop)
             }
+            Ok(exit) if exit.host_away => Err(EngineError::DockerGone {
+                action: "wait for a container",
+                reason: exit.to_string(),
+            }),
             Ok(exit) if exit.out_of_memory => Err(EngineError::JobFailed {
                 reason: format!("it ran out of its {} MiB of memory", self.sandbox.memory_mb),
                 stderr: stderr.text(),

@@ -59,8 +59,8 @@ pub struct Image {
     pub env_names: Vec<String>,
 }
 
-/// How a container ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How a container ended; the default is one of which nothing is known.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Exit {
     /// Its exit code, where Docker knows it.
     pub code: Option<i64>,
@@ -358,7 +358,7 @@ impl ContainerHost {
             .inspect_container(name, None::<bollard::query_parameters::InspectContainerOptions>);
         let state = match timed(found).await {
             Err(DockerError::DockerResponseServerError { status_code: 404, .. }) => {
-                return Ok(Some(Exit { code: None, out_of_memory: false, host_away: false }));
+                return Ok(Some(Exit::default()));
             }
             other => other.map_err(|error| failed("look at a container", &error))?.state,
         };

@@ -22,12 +22,13 @@ create function infernet.check_input(p_settings jsonb, p_kind text, p_input json
 language plpgsql immutable set search_path = '' as $$
 declare
   v_bytes int := octet_length(p_input::text);
-  v_keys  jsonb := case p_kind when 'container' then '["input", "args"]' else p_settings -> 'input_keys' end;
+  v_keys  jsonb := case p_kind when 'container' then '["input", "args"]' when 'embedding' then '["input", "dimensions"]'
+                               else p_settings -> 'input_keys' end;
   v_key   text;
 begin
-  if p_kind is null or p_kind not in ('chat', 'completion', 'container') then
+  if p_kind is null or p_kind not in ('chat', 'completion', 'embedding', 'container') then
     perform infernet.refuse(422, 'bad_input', format('Jobs of kind %s are not taken here.', coalesce(p_kind, 'null')),
-      'Use chat, completion or container.');
+      'Use chat, completion, embedding or container.');
   elsif p_input is null or jsonb_typeof(p_input) <> 'object' then
     perform infernet.refuse(422, 'bad_input', 'The input must be a JSON object.');
   elsif v_bytes > (p_settings -> 'prompt_bytes')::int then
@@ -43,6 +44,14 @@ begin
       perform infernet.refuse(422, 'bad_input', 'The arguments of a container must be an array of strings.');
     end if;
     return;
+  elsif p_kind = 'embedding' then
+    if jsonb_typeof(p_input -> 'input') is distinct from 'string'
+       and (jsonb_typeof(p_input -> 'input') is distinct from 'array'
+            or jsonb_path_exists(p_input, 'strict $.input[*] ? (@.type() != "string")')) then
+      perform infernet.refuse(422, 'bad_input', 'Vectors are made of a text, or of an array of texts.');
+    elsif not jsonb_path_exists(p_input, 'lax $.input[*] ? (@ == "")') and p_input -> 'input' <> '[]' then
+      return;
+    end if;
   elsif p_kind = 'completion' then
     if jsonb_typeof(p_input -> 'prompt') is distinct from 'string' then
       perform infernet.refuse(422, 'bad_input', 'A completion needs a prompt that is a string.');

@@ -17,8 +17,11 @@ async fn containers_and_completions_run_from_end_to_end() {
         "[[container]]\nname = \"tools/upper:1\"\nimage = \"{}\"\nargs = true\n\
          command = [\"/usr/bin/python3\", \"-IS\", \"-c\", \"{program}\"]\nprice_second = \"0.01\"\n\n\
          [[model]]\nname = \"{MODEL}\"\nengine = \"llama.cpp\"\npath = \"{}\"\nthreads = 1\n\
-         context_length = 512\nprice_input = \"1\"\nprice_output = \"100\"\n",
+         context_length = 512\nprice_input = \"1\"\nprice_output = \"100\"\n\n\
+         [[model]]\nname = \"vectors\"\nengine = \"llama.cpp-embedding\"\npath = \"{}\"\nthreads = 1\n\
+         context_length = 512\nprice_input = \"1\"\nprice_output = \"1\"\n",
         image.image_id,
+        image.model_path.display(),
         image.model_path.display(),
     );
     let node = world.enrol_with("attic", &offers).await;
@@ -64,6 +67,11 @@ async fn containers_and_completions_run_from_end_to_end() {
         infernet(&["run", MODEL, "One, two, three,", "--kind", "completion", "--max-tokens", "4"])
             .await;
     assert!(code == 0 && !said.trim().is_empty(), "{said} {told}");
+
+    let (code, said, told) = infernet(&["run", "vectors", "A cat.", "--kind", "embedding"]).await;
+    assert_eq!(code, 0, "{told}");
+    let vectors: Vec<Vec<f64>> = serde_json::from_str(&said).unwrap();
+    assert_eq!((vectors.len(), vectors[0].len()), (1, 576));
 
     // Both wait for their slot in turn, and nothing is left when the agent ends.
     let body = |text: &str| json!({"input": text, "args": []});

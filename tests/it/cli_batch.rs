@@ -27,7 +27,7 @@ async fn work(node: &TestNode, count: usize) {
             };
             assert!(node.rpc.fail_attempt(&failure).await.unwrap().accepted);
         } else {
-            let usage = Usage { input_tokens: 5, output_tokens: 3 };
+            let usage = Usage { input_tokens: 5, output_tokens: 3, seconds: None };
             let output = format!("answer to {prompt}");
             assert!(node.complete(&attempt, &output, "stop", usage).await.accepted);
         }

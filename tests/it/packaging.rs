@@ -49,6 +49,7 @@ fn job_spec(name: &str, model: &str) -> SubmitJob {
         max_cost: spec["p_max_cost"].as_str().map(|cost| cost.parse().unwrap()),
         deadline_secs: number("p_deadline_secs"),
         title: spec["p_title"].as_str().map(str::to_owned),
+        max_seconds: number("p_max_seconds"),
     };
     let mut sent = serde_json::to_value(&job).unwrap();
     sent.as_object_mut().unwrap().remove("p_id");
