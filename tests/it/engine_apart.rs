@@ -10,7 +10,7 @@ use infernet::engine::{
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::engine_image::{MODEL, Node, chat, docker, engine_image};
+use crate::engine_image::{MODEL, Node, chat, docker, engine_image, long_chat};
 
 /// Asks as a consumer and returns the text and what was counted.
 async fn ask(node: &Node, model: &str, request: EngineRequest) -> (String, Usage) {
@@ -64,7 +64,7 @@ async fn a_model_that_is_idle_makes_room_for_another() {
     let first = node.containers();
     // One in use stays: the other waits until it is not.
     let cancel = CancellationToken::new();
-    let long = chat("Count from one to one thousand in words.", 1500);
+    let long = long_chat(1500);
     let mut busy = node.pool.chat("one", long, cancel.clone()).await.unwrap();
     assert!(matches!(busy.next().await, Some(Ok(EngineEvent::Delta { .. }))));
     let waiting = node.pool.ensure("two");

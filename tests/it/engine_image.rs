@@ -111,6 +111,14 @@ pub(crate) fn docker(arguments: &[&str]) -> Output {
     Command::new("docker").args(arguments).output().expect("docker's command line is installed")
 }
 
+/// Makes a request whose answer has `max_tokens` tokens whatever the model says: it may not
+/// say that it has finished, which is its token 2.
+pub(crate) fn long_chat(max_tokens: u32) -> EngineRequest {
+    let mut request = chat("Count from one to one thousand in words.", max_tokens);
+    request.body["logit_bias"] = json!({ "2": -100 });
+    request
+}
+
 /// Makes a request of one message.
 pub(crate) fn chat(text: &str, max_tokens: u32) -> EngineRequest {
     EngineRequest {

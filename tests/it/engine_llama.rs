@@ -10,7 +10,7 @@ use infernet::engine::{
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::engine_image::{MODEL, Node, chat, docker, engine_image};
+use crate::engine_image::{MODEL, Node, chat, docker, engine_image, long_chat};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -93,7 +93,7 @@ async fn a_deadline_stops_the_computing() {
     node.pool.ensure(MODEL).await.unwrap();
     // The deadline is the agent's: a token that fires.
     let deadline = CancellationToken::new();
-    let long = chat("Count from one to one thousand in words.", 1900);
+    let long = long_chat(1900);
     let mut stream = node.pool.chat(MODEL, long, deadline.clone()).await.unwrap();
     assert!(matches!(stream.next().await, Some(Ok(EngineEvent::Delta { .. }))));
     deadline.cancel();
@@ -118,7 +118,7 @@ async fn an_engine_killed_in_the_middle_is_told_and_started_again() {
     let node = Node::new(vec![image.model()], |_| {});
     let first = node.pool.ensure(MODEL).await.unwrap();
     let containers = node.containers();
-    let long = chat("Count from one to one thousand in words.", 1900);
+    let long = long_chat(1900);
     let mut stream = node.pool.chat(MODEL, long, CancellationToken::new()).await.unwrap();
     assert!(matches!(stream.next().await, Some(Ok(EngineEvent::Delta { .. }))));
     assert!(docker(&["kill", first.container().unwrap()]).status.success());
