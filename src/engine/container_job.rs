@@ -667,7 +667,7 @@ mod tests {
         let loader = BTreeMap::from([("LD_PRELOAD".to_owned(), "x".to_owned())]);
         for bad in [
             JobImage { image: "busybox:latest".to_owned(), ..good.clone() },
-            JobImage { image: "@sha256:".to_owned() + &digest, ..good.clone() },
+            JobImage { image: format!("@sha256:{digest}"), ..good.clone() },
             JobImage { image: "sha256:abc".to_owned(), ..good.clone() },
             JobImage { command: Vec::new(), ..good.clone() },
             JobImage { env: loader, ..good.clone() },

@@ -263,7 +263,7 @@ mod tests {
         fs::create_dir_all(&locked).unwrap();
         fs::write(locked.join("f"), "").unwrap();
         symlink(other.path(), folder.path().join("job/away")).unwrap();
-        fs::set_permissions(&locked, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&locked, fs::Permissions::from_mode(0o000)).unwrap();
         remove(&folder.path().join("job")).unwrap();
         assert!(!folder.path().join("job").exists());
         assert!(other.path().join("kept").exists());

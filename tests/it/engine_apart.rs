@@ -145,7 +145,8 @@ async fn a_server_that_knows_ports_only_is_reached_through_a_relay() {
     for host in [&server[0]["HostConfig"], &relay[0]["HostConfig"]] {
         assert_eq!(host["ReadonlyRootfs"], true);
         assert_eq!(host["CapDrop"], json!(["ALL"]));
-        assert_eq!(host["PortBindings"], json!({}));
+        let ports = host["PortBindings"].as_object();
+        assert!(ports.is_none_or(serde_json::Map::is_empty), "{ports:?}");
     }
     // The server itself has nowhere to write but its memory.
     let mounts = server[0]["Mounts"].as_array().unwrap();
