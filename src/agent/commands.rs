@@ -13,14 +13,17 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
-use crate::control::rpc::{CommandKind, NodeCommand, Rpc};
-use crate::engine::{EngineError, EnginePool};
+use crate::control::rpc::{CommandArgs, CommandKind, NodeCommand, Rpc};
+use crate::engine::{EngineError, EnginePool, Progress};
 use crate::id::CommandId;
 
 /// The most time for restarting one engine, running answers included.
 const RESTART_TIME: Duration = Duration::from_secs(600);
+
+/// The most time for fetching what a model needs.
+const PULL_TIME: Duration = Duration::from_secs(3600);
 
 /// What came of a command: a result, or why it failed.
 type Outcome = Result<Value, String>;
@@ -112,16 +115,39 @@ impl CommandContext {
                 Ok(json!({"draining": false}))
             }
             CommandKind::RestartEngine => self.restart(command.args.model.as_deref()).await,
-            CommandKind::PullModel | CommandKind::RemoveModel => Err(format!(
-                "The engines of this agent have no such operation as {}: they serve what the \
-                 owner of the machine names in its config.toml.",
-                command.command
-            )),
+            CommandKind::PullModel => self.pull(&command.args).await,
+            CommandKind::RemoveModel => {
+                Err("What this node serves is written on the machine itself; take a model out \
+                 there with: infernet model rm"
+                    .to_owned())
+            }
             CommandKind::Unknown => Err(format!(
                 "Version {} of the agent does not know this command.",
                 env!("CARGO_PKG_VERSION")
             )),
         }
+    }
+
+    /// Gets what one of the machine's own models needs and is not here; another one is
+    /// refused, and so is a file of another digest than the command names.
+    async fn pull(&self, args: &CommandArgs) -> Outcome {
+        let name = args.model.as_deref().unwrap_or_default();
+        let told = |what: &str, progress: Progress| {
+            debug!(what, done = progress.done, total = progress.total, "fetching");
+        };
+        let pulled = match timeout(PULL_TIME, self.engines.pull(name, &told)).await {
+            Ok(Ok(pulled)) => pulled,
+            Ok(Err(error)) => return Err(format!("{name}: {}", error.public_message())),
+            Err(_slow) => {
+                return Err(format!("{name}: It was not there within {} s.", PULL_TIME.as_secs()));
+            }
+        };
+        if args.digest.is_some() && args.digest != pulled.digest {
+            return Err(format!(
+                "{name}: The machine's own configuration names another digest than the command."
+            ));
+        }
+        Ok(json!({"model": name, "digest": pulled.digest, "fetched": pulled.fetched}))
     }
 
     /// Restarts one model's engine, or that of each model that has one here.

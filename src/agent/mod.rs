@@ -61,7 +61,7 @@ use self::heartbeat::{HeartbeatContext, run_heartbeat};
 use self::journal::{Journal, Record};
 use self::logbook::Logbook;
 use self::notify::{Notifier, run_watchdog};
-pub use self::preparation::prepare;
+pub use self::preparation::{catalogue, container_label, docker_host, engines, prepare};
 use self::process::ProcessFiles;
 use self::status::{Monitor, StatusFile, StatusSources, run_status_file};
 use self::table::{CatchUp, Held, Table, TableEvent};

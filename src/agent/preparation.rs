@@ -12,7 +12,7 @@ use crate::config::{Config, Directories, ModelConfig, ModelSource, NodeConfig};
 use crate::control::ControlPlane;
 use crate::control::rpc::{Inventory, OfferedModel, Offering};
 use crate::engine::docker::ContainerHost;
-use crate::engine::escapes::{self, KnownEscapes, Machine};
+use crate::engine::escapes::{self, Machine};
 use crate::engine::{
     Budget, Catalogue, EngineConfig, EngineError, EngineKind, EnginePool, ServedModel,
 };
@@ -32,22 +32,8 @@ pub async fn prepare(
     files: ProcessFiles,
     logbook: Logbook,
 ) -> Result<AgentOptions, AgentError> {
-    let catalogue = Catalogue::load(&directories.config().join("engines.toml"))?;
-    let socket = format!("unix://{}", config.docker().socket.display());
-    let engines = EnginePool::new(EngineConfig {
-        // Enough to tell two nodes of one machine apart, and short in `docker ps`.
-        node: keys.public_hex()[..16].to_owned(),
-        catalogue: catalogue.clone(),
-        models: config.models().iter().map(served).collect(),
-        images: config.containers().iter().map(|container| container.image.clone()).collect(),
-        runtime_dir: directories.runtime().join("engines"),
-        cache_dir: Some(directories.state().join("cache")),
-        // A model that is loaded answers at once; its owner gave it its memory.
-        keep_alive: config.engines().keep_alive,
-        docker_host: Some(socket.clone()),
-        budget: budget(config),
-        relay_program: None,
-    })?;
+    let catalogue = catalogue(directories)?;
+    let engines = engines(config, catalogue.clone(), &container_label(&keys), directories)?;
     let mut offers = Vec::with_capacity(config.models().len() + config.containers().len());
     for model in config.models() {
         let digest = engines.digest(&model.name).await?;
@@ -57,7 +43,7 @@ pub async fn prepare(
     offers.extend(config.containers().iter().map(|container| container.offer(most_slots)));
     // The pool says what it removed.
     engines.remove_leftovers().await?;
-    check_containers(&engines, &catalogue, &socket, config.docker().known_escapes).await?;
+    check_containers(&engines, &catalogue, config).await?;
     Ok(AgentOptions {
         control,
         keys,
@@ -71,13 +57,58 @@ pub async fn prepare(
     })
 }
 
+/// Reads what engines there are: those of the binary, and the owner's own.
+///
+/// # Errors
+/// [`EngineError::BadCatalogue`].
+pub fn catalogue(directories: &Directories) -> Result<Catalogue, EngineError> {
+    Catalogue::load(&directories.config().join("engines.toml"))
+}
+
+/// Makes the engines of a node, and starts none; `node` is its containers' label.
+///
+/// # Errors
+/// As [`EnginePool::new`].
+pub fn engines(
+    config: &Config,
+    catalogue: Catalogue,
+    node: &str,
+    directories: &Directories,
+) -> Result<EnginePool, EngineError> {
+    EnginePool::new(EngineConfig {
+        node: node.to_owned(),
+        catalogue,
+        models: config.models().iter().map(served).collect(),
+        images: config.containers().iter().map(|container| container.image.clone()).collect(),
+        runtime_dir: directories.runtime().join("engines"),
+        cache_dir: Some(directories.state().join("cache")),
+        // A model that is loaded answers at once; its owner gave it its memory.
+        keep_alive: config.engines().keep_alive,
+        docker_host: Some(docker_host(config)),
+        budget: budget(config),
+        relay_program: None,
+    })
+}
+
+/// Returns the label of a node's containers: enough to tell two nodes of one machine
+/// apart, and short in `docker ps`.
+pub fn container_label(keys: &Keys) -> String {
+    keys.public_hex()[..16].to_owned()
+}
+
+/// Returns where Docker is, as it is named to it.
+pub fn docker_host(config: &Config) -> String {
+    format!("unix://{}", config.docker().socket.display())
+}
+
 /// Translates a model of the configuration for the engines.
 fn served(model: &ModelConfig) -> ServedModel {
     let mut served = match &model.source {
-        ModelSource::File { path, sha256, url: _ } => {
+        ModelSource::File { path, sha256, url } => {
             let mut served = ServedModel::file(&model.name, path);
             served.engine.clone_from(&model.engine);
             served.sha256.clone_from(sha256);
+            served.url.clone_from(url);
             served
         }
         ModelSource::Endpoint { url, model: endpoint_model } => {
@@ -145,8 +176,7 @@ fn inventory(node: &NodeConfig) -> Inventory {
 async fn check_containers(
     engines: &EnginePool,
     catalogue: &Catalogue,
-    socket: &str,
-    known_escapes: KnownEscapes,
+    config: &Config,
 ) -> Result<(), EngineError> {
     let mut entries = Vec::new();
     for model in engines.models() {
@@ -158,10 +188,10 @@ async fn check_containers(
     if entries.is_empty() && images.is_empty() {
         return Ok(());
     }
-    let host = ContainerHost::connect(Some(socket)).await?;
+    let host = ContainerHost::connect(Some(&docker_host(config))).await?;
     let machine = Machine::look(&host.versions().await?).await;
     let openings = escapes::judge(&machine);
-    if let Some(found) = escapes::refusal(&openings, known_escapes) {
+    if let Some(found) = escapes::refusal(&openings, config.docker().known_escapes) {
         return Err(EngineError::KnownEscapes { found });
     }
     for opening in openings {
@@ -169,18 +199,12 @@ async fn check_containers(
     }
     for image in images {
         if host.image(&image.image).await?.is_none() {
-            return Err(EngineError::ImageMissing {
-                image: image.image.clone(),
-                install: format!("infernet model pull {}", image.name),
-            });
+            return Err(image.missing());
         }
     }
     for entry in entries {
         if host.image(&entry.image).await?.is_none() {
-            return Err(EngineError::ImageMissing {
-                image: entry.image.clone(),
-                install: entry.install.clone(),
-            });
+            return Err(entry.image_missing());
         }
     }
     Ok(())

@@ -1,22 +1,26 @@
 //! `infernet init`: makes this machine a node, or a place to ask from.
 
 use std::fs;
-use std::io::Read;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use clap::ArgGroup;
 use serde_json::json;
+use url::Url;
 
 use super::Context;
 use super::ask::Ask;
 use super::join::{self, Joined};
+use crate::agent;
 use crate::command_error::{CommandError, Kind};
 use crate::config::{
     Config, Directories, NodeRole, RawConfig, RawControl, RawModel, RawNode, check_model_name,
     check_node_name, write_private,
 };
 use crate::control::{BaseUrl, ControlPlane, Info, PlainHttp};
+use crate::engine::catalogue::{EXTERNAL_ENGINE, PrefixCache};
+use crate::engine::found::{FoundServer, find_servers};
+use crate::engine::model_file::sha256_of;
 use crate::identity::Keys;
 use crate::money::Usd;
 
@@ -25,9 +29,6 @@ const CLOUD: &str = "https://infernet.tech";
 
 /// The engine of a model file, unless told otherwise.
 const FILE_ENGINE: &str = "llama.cpp";
-
-/// The engine of a server that is there already.
-const ENDPOINT_ENGINE: &str = "external";
 
 /// What is asked for a million tokens, unless told otherwise.
 const PRICE_INPUT: &str = "0.10";
@@ -76,7 +77,7 @@ pub(crate) struct Args {
     path: Option<PathBuf>,
     /// Serve what this OpenAI-compatible server on this host serves
     #[arg(long, value_name = "URL")]
-    endpoint: Option<url::Url>,
+    endpoint: Option<Url>,
     /// Serve it with this entry of the engine catalogue
     #[arg(long, value_name = "NAME")]
     engine: Option<String>,
@@ -107,7 +108,7 @@ fn node_name(text: &str) -> Result<String, String> {
     check_node_name(text).map(|()| text.to_owned())
 }
 
-fn model_name(text: &str) -> Result<String, String> {
+pub(super) fn model_name(text: &str) -> Result<String, String> {
     check_model_name(text).map(|()| text.to_owned())
 }
 
@@ -129,7 +130,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), CommandErro
             node_name(&name).map_err(CommandError::user)?
         }
     };
-    let model = if role == NodeRole::Provider { model(&args, &ask).await? } else { None };
+    let model = if role == NodeRole::Provider { model(&args, &ask, context).await? } else { None };
     let owner = owner(&args, &ask)?;
 
     Directories::make(directories.config()).map_err(|source| {
@@ -284,31 +285,65 @@ fn owner(args: &Args, ask: &Ask) -> Result<Owner, CommandError> {
         .map(Owner::Elsewhere)
 }
 
-/// Finds out what to serve; nothing is fine, for now.
-async fn model(args: &Args, ask: &Ask) -> Result<Option<RawModel>, CommandError> {
-    let path = match (&args.path, &args.endpoint) {
-        (Some(path), _) => Some(path.clone()),
-        (None, Some(_)) => None,
-        (None, None) => ask
-            .optional("Model file to serve, such as /models/smollm2.gguf (empty: none yet)")?
-            .map(PathBuf::from),
+/// What a model is made of.
+struct Weights {
+    /// A file or folder of this machine.
+    path: Option<PathBuf>,
+    /// Or a server of it, and how that is spoken to.
+    endpoint: Option<Url>,
+    engine: &'static str,
+    /// Its name, where that is known already.
+    name: Option<String>,
+    /// Whether its engine shows consumers which prompts of others it remembers.
+    share_prefix_cache: bool,
+}
+
+impl Weights {
+    fn file(path: &Path) -> Result<Self, CommandError> {
+        Ok(Self {
+            path: Some(existing(path)?),
+            endpoint: None,
+            engine: FILE_ENGINE,
+            name: None,
+            share_prefix_cache: false,
+        })
+    }
+
+    fn endpoint(url: Url) -> Self {
+        Self {
+            path: None,
+            endpoint: Some(url),
+            engine: EXTERNAL_ENGINE,
+            name: None,
+            share_prefix_cache: false,
+        }
+    }
+}
+
+/// Finds out what to serve; nothing is fine: models can be added later.
+async fn model(
+    args: &Args,
+    ask: &Ask,
+    context: &Context,
+) -> Result<Option<RawModel>, CommandError> {
+    let weights = match (&args.path, &args.endpoint) {
+        (Some(path), _) => Some(Weights::file(path)?),
+        (None, Some(url)) => Some(Weights::endpoint(url.clone())),
+        (None, None) => choose(ask, context).await?,
     };
-    if path.is_none() && args.endpoint.is_none() {
+    let Some(weights) = weights else {
         if args.model.is_some() {
             return Err(CommandError::new(Kind::Usage, "A model needs its file or its server.")
                 .hint("Add --path FILE or --endpoint URL."));
         }
         return Ok(None);
-    }
-    let path = path.map(|path| existing(&path)).transpose()?;
-    let name = match (&args.model, &path) {
-        (Some(name), _) => name.clone(),
-        (None, Some(path)) => {
-            let name = ask.text("Name of the model", Some(&name_of_file(path)), "--model")?;
-            model_name(&name).map_err(CommandError::user)?
-        }
-        (None, None) => {
-            let name = ask.text("Name of the model", None, "--model")?;
+    };
+    let name = match &args.model {
+        Some(name) => name.clone(),
+        None => {
+            let known = weights.path.as_deref().map(name_of_file);
+            let known = known.or_else(|| weights.name.as_deref().map(market_name));
+            let name = ask.text("Name of the model", known.as_deref(), "--model")?;
             model_name(&name).map_err(CommandError::user)?
         }
     };
@@ -319,24 +354,23 @@ async fn model(args: &Args, ask: &Ask) -> Result<Option<RawModel>, CommandError>
             .parse::<Usd>()
             .map_err(|error| CommandError::new(Kind::User, error)),
     };
-    let sha256 = match &path {
+    let sha256 = match &weights.path {
         Some(path) if path.is_file() => Some(digest(path).await?),
         _ => None,
     };
-    let default_engine = if path.is_some() { FILE_ENGINE } else { ENDPOINT_ENGINE };
     Ok(Some(RawModel {
+        endpoint_model: weights.name.filter(|theirs| *theirs != name),
         name: toml::Spanned::new(0..0, name),
-        engine: args.engine.clone().unwrap_or_else(|| default_engine.to_owned()),
-        path,
+        engine: args.engine.clone().unwrap_or_else(|| weights.engine.to_owned()),
+        path: weights.path,
         sha256,
         url: None,
-        endpoint: args.endpoint.clone(),
-        endpoint_model: None,
+        endpoint: weights.endpoint,
         threads: None,
         memory_mb: None,
         gpus: Vec::new(),
         gpu_memory_mb: None,
-        share_prefix_cache: None,
+        share_prefix_cache: weights.share_prefix_cache.then_some(true),
         slots: args.slots,
         context_length: args.context_length,
         price_input: price(
@@ -354,8 +388,57 @@ async fn model(args: &Args, ask: &Ask) -> Result<Option<RawModel>, CommandError>
     }))
 }
 
+/// Lets the person choose among the servers that are on this machine already, or name
+/// a file.
+async fn choose(ask: &Ask, context: &Context) -> Result<Option<Weights>, CommandError> {
+    let servers = find_servers().await;
+    let found: Vec<(&FoundServer, &String)> = servers
+        .iter()
+        .flat_map(|server| server.models.iter().map(move |model| (server, model)))
+        .collect();
+    for (number, (server, model)) in found.iter().enumerate() {
+        let (number, url, engine) = (number + 1, &server.url, server.engine);
+        context.output.talk(&format!("{number:>3}) {model}, which {engine} serves at {url}"));
+    }
+    let question = if found.is_empty() {
+        "Model file to serve, such as /models/smollm2.gguf (empty: none yet)"
+    } else {
+        "Serve which: a number of these, or a model file (empty: none yet)"
+    };
+    let Some(answer) = ask.optional(question)? else {
+        if !found.is_empty() {
+            context.output.talk("None of them is served. To serve one: infernet model add");
+        }
+        return Ok(None);
+    };
+    let Ok(number) = answer.parse::<usize>() else {
+        return Weights::file(Path::new(&answer)).map(Some);
+    };
+    let Some((server, model)) = number.checked_sub(1).and_then(|index| found.get(index)) else {
+        return Err(CommandError::user(format!("There is no number {number}.")));
+    };
+    let mixes = agent::catalogue(&context.directories)?
+        .get(server.engine)
+        .is_some_and(|entry| entry.prefix_cache == PrefixCache::Shared);
+    let question = format!(
+        "{} cannot keep the prompts of consumers apart: by how fast an answer begins one may \
+         guess what others asked. Serve it all the same?",
+        server.engine
+    );
+    if mixes && !ask.confirm(&question, false)? {
+        return Ok(None);
+    }
+    let url = Url::parse(&server.url).map_err(|error| CommandError::new(Kind::Internal, error))?;
+    Ok(Some(Weights {
+        engine: server.engine,
+        name: Some((*model).clone()),
+        share_prefix_cache: mixes,
+        ..Weights::endpoint(url)
+    }))
+}
+
 /// Makes the path of a model absolute; it must be there.
-fn existing(path: &Path) -> Result<PathBuf, CommandError> {
+pub(super) fn existing(path: &Path) -> Result<PathBuf, CommandError> {
     path.canonicalize().map_err(|error| {
         CommandError::user(format!("The model file {} cannot be used ({error}).", path.display()))
             .word("model_missing")
@@ -366,33 +449,24 @@ fn existing(path: &Path) -> Result<PathBuf, CommandError> {
 /// Makes a model's name from its file's.
 fn name_of_file(path: &Path) -> String {
     let stem = path.file_stem().map(|stem| stem.to_string_lossy().to_lowercase());
+    market_name(&stem.unwrap_or_default().replace(['/', ':'], "-"))
+}
+
+/// Makes a name for the market from one that may have any characters.
+fn market_name(name: &str) -> String {
+    let allowed = |letter: char| letter.is_ascii_alphanumeric() || "._:/-".contains(letter);
     let name: String =
-        stem.unwrap_or_default()
-            .chars()
-            .map(|letter| {
-                if letter.is_ascii_alphanumeric() || "._-".contains(letter) { letter } else { '-' }
-            })
-            .collect();
-    let name = name.trim_start_matches(['.', '_', '-']).to_owned();
-    if name.is_empty() { "model".to_owned() } else { name }
+        name.chars().map(|letter| if allowed(letter) { letter } else { '-' }).collect();
+    let name = name.trim_start_matches(|letter: char| !letter.is_ascii_alphanumeric());
+    if name.is_empty() { "model".to_owned() } else { name.chars().take(100).collect() }
 }
 
 /// Computes the hex sha256 of a file, off the async threads.
-async fn digest(path: &Path) -> Result<String, CommandError> {
+pub(super) async fn digest(path: &Path) -> Result<String, CommandError> {
     let file = path.to_owned();
-    let computed = tokio::task::spawn_blocking(move || -> std::io::Result<String> {
-        let mut file = fs::File::open(file)?;
-        let mut context = ring::digest::Context::new(&ring::digest::SHA256);
-        let mut buffer = vec![0; 1024 * 1024];
-        loop {
-            match file.read(&mut buffer)? {
-                0 => return Ok(hex::encode(context.finish())),
-                count => context.update(&buffer[..count]),
-            }
-        }
-    })
-    .await
-    .map_err(|error| CommandError::new(Kind::Internal, error))?;
+    let computed = tokio::task::spawn_blocking(move || sha256_of(&mut fs::File::open(file)?))
+        .await
+        .map_err(|error| CommandError::new(Kind::Internal, error))?;
     computed.map_err(|error| {
         CommandError::user(format!("The model file {} cannot be read ({error}).", path.display()))
     })
@@ -506,6 +580,8 @@ mod tests {
         assert_eq!(name("/m/my model.gguf"), "my-model");
         assert_eq!(name("/m/.gguf"), "gguf");
         assert!(check_model_name(&name("/m/-- é.gguf")).is_ok());
+        assert_eq!(market_name("hf.co/bartowski/Llama 3.2:3b"), "hf.co/bartowski/Llama-3.2:3b");
+        assert!(check_model_name(&market_name(&"é".repeat(300))).is_ok());
     }
 
     #[test]

@@ -10,9 +10,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use toml_edit::{DocumentMut, Item, Table, Value};
+use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, Value};
 
-use super::{Config, ConfigError, Directories, Overrides, write_private};
+use super::{Config, ConfigError, Directories, Overrides, RawModel, write_private};
+
+/// The tables of what is served, each with a `name`.
+const SERVED: [&str; 2] = ["model", "container"];
 
 /// Where a value comes from.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
@@ -54,23 +57,24 @@ pub struct ConfigDocument {
     document: DocumentMut,
 }
 
-/// A key: the model that it is of, or the table, and its name.
+/// A key: the table that it is in, with the name of what is served where there are many
+/// of that table, and its own name.
 struct Place<'a> {
-    model: Option<&'a str>,
     table: Option<&'a str>,
+    served: Option<&'a str>,
     name: &'a str,
 }
 
 impl<'a> Place<'a> {
     fn of(key: &'a str) -> Self {
-        if let Some(rest) = key.strip_prefix("model.")
-            && let Some((model, name)) = rest.rsplit_once('.')
-        {
-            return Self { model: Some(model), table: None, name };
-        }
-        match key.split_once('.') {
-            Some((table, name)) => Self { model: None, table: Some(table), name },
-            None => Self { model: None, table: None, name: key },
+        let Some((table, rest)) = key.split_once('.') else {
+            return Self { table: None, served: None, name: key };
+        };
+        match rest.rsplit_once('.') {
+            Some((served, name)) if SERVED.contains(&table) => {
+                Self { table: Some(table), served: Some(served), name }
+            }
+            _ => Self { table: Some(table), served: None, name: rest },
         }
     }
 }
@@ -104,10 +108,13 @@ impl ConfigDocument {
     /// Returns what the file says for a key.
     pub fn get(&self, key: &str) -> Option<String> {
         let place = Place::of(key);
-        let table = match (place.model, place.table) {
-            (Some(model), _) => self.model(model)?,
-            (None, Some(table)) => self.document.get(table)?.as_table()?,
-            (None, None) => self.document.as_table(),
+        let table = match (place.table, place.served) {
+            (Some(table), Some(served)) => {
+                let tables = self.document.get(table)?.as_array_of_tables()?;
+                tables.iter().find(|table| is_named(table, served))?
+            }
+            (Some(table), None) => self.document.get(table)?.as_table()?,
+            (None, _) => self.document.as_table(),
         };
         table.get(place.name)?.as_value().map(plain)
     }
@@ -135,6 +142,44 @@ impl ConfigDocument {
         let removed = table_of(&mut changed, key, false)
             .and_then(|table| table.remove(Place::of(key).name))
             .is_some();
+        self.accept(changed)?;
+        Ok(removed)
+    }
+
+    /// Adds a model behind the others.
+    ///
+    /// # Errors
+    /// When the name is taken, or the model is not as it must be.
+    pub fn add_model(&mut self, model: &RawModel) -> Result<(), ConfigError> {
+        let text = toml::to_string(model).expect("every value of a model has a form in TOML");
+        let table: DocumentMut = text.parse().expect("what was written as TOML reads as TOML");
+        let mut changed = self.document.clone();
+        let models = changed
+            .entry("model")
+            .or_insert_with(|| Item::ArrayOfTables(ArrayOfTables::new()))
+            .as_array_of_tables_mut()
+            .ok_or_else(|| ConfigError::NoSuchKey { key: "model".to_owned() })?;
+        models.push(table.as_table().clone());
+        self.accept(changed)
+    }
+
+    /// Takes a model, or an image of container jobs, out. Answers whether it was there.
+    ///
+    /// # Errors
+    /// When the file would be wrong without it.
+    pub fn remove_served(&mut self, name: &str) -> Result<bool, ConfigError> {
+        let mut changed = self.document.clone();
+        let mut removed = false;
+        for kind in SERVED {
+            let tables = changed.get_mut(kind).and_then(Item::as_array_of_tables_mut);
+            let Some(tables) = tables else { continue };
+            let before = tables.len();
+            tables.retain(|table| !is_named(table, name));
+            removed |= tables.len() < before;
+            if tables.is_empty() {
+                changed.remove(kind);
+            }
+        }
         self.accept(changed)?;
         Ok(removed)
     }
@@ -210,11 +255,6 @@ impl ConfigDocument {
         }
     }
 
-    fn model(&self, name: &str) -> Option<&Table> {
-        let models = self.document.get("model")?.as_array_of_tables()?;
-        models.iter().find(|model| model.get("name").and_then(Item::as_str) == Some(name))
-    }
-
     fn try_set(&mut self, key: &str, mut value: Value) -> Result<(), ConfigError> {
         let mut changed = self.document.clone();
         let table = table_of(&mut changed, key, true)
@@ -244,19 +284,20 @@ impl ConfigDocument {
 /// model.
 fn table_of<'a>(document: &'a mut DocumentMut, key: &str, make: bool) -> Option<&'a mut Table> {
     let place = Place::of(key);
-    if let Some(model) = place.model {
-        return document
-            .get_mut("model")?
-            .as_array_of_tables_mut()?
-            .iter_mut()
-            .find(|table| table.get("name").and_then(Item::as_str) == Some(model));
-    }
     let Some(table) = place.table else { return Some(document.as_table_mut()) };
+    if let Some(served) = place.served {
+        let tables = document.get_mut(table)?.as_array_of_tables_mut()?;
+        return tables.iter_mut().find(|table| is_named(table, served));
+    }
     if make {
         document.entry(table).or_insert_with(|| Item::Table(Table::new())).as_table_mut()
     } else {
         document.get_mut(table)?.as_table_mut()
     }
+}
+
+fn is_named(table: &Table, name: &str) -> bool {
+    table.get("name").and_then(Item::as_str) == Some(name)
 }
 
 /// Writes a value for people: a text without its quotes.
@@ -279,6 +320,7 @@ fn order(key: &str) -> (usize, &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::RawConfig;
 
     const FILE: &str = "\
 # Of this house.
@@ -354,6 +396,32 @@ price_output = \"0.10\" # dear
         let wrong = changed.unset("control.url").unwrap_err().to_string();
         assert!(wrong.contains("missing field `url`"), "{wrong}");
         assert_eq!(changed.document.to_string(), FILE);
+    }
+
+    #[test]
+    fn what_is_served_comes_and_goes_and_all_else_stays() {
+        let image = format!("sha256:{}", "0".repeat(64));
+        let text = format!(
+            "{FILE}\n[[container]]\nname = \"wc\"\nimage = \"{image}\"\ncommand = [\"/wc\"]\n\
+             price_second = 0.5\n"
+        );
+        let mut changed = document(&text);
+        changed.set("container.wc.price_second", "0.125").unwrap();
+        assert_eq!(changed.get("container.wc.price_second").as_deref(), Some("0.125"));
+        let model = RawConfig::parse(Path::new("/c"), FILE).unwrap().models.remove(0);
+        let taken = changed.add_model(&model).unwrap_err().to_string();
+        assert!(taken.contains("there twice"), "{taken}");
+        assert!(changed.remove_served("llama3.2:3b").unwrap());
+        assert!(changed.remove_served("wc").unwrap() && !changed.remove_served("wc").unwrap());
+        let told = changed.document.to_string();
+        assert!(told.contains("# Of this house.") && told.contains("# The attic."), "{told}");
+        assert!(!told.contains("[["), "{told}");
+        changed.add_model(&model).unwrap();
+        assert_eq!(changed.get("model.llama3.2:3b.price_output").as_deref(), Some("0.10"));
+        // The first one of an empty file.
+        let mut empty = document("");
+        empty.add_model(&model).unwrap();
+        assert!(empty.document.to_string().starts_with("[[model]]\nname"), "{}", empty.document);
     }
 
     #[test]

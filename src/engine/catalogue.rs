@@ -135,14 +135,15 @@ pub enum ModelForm {
 #[serde(rename_all = "lowercase")]
 pub enum PrefixCache {
     /// It is started so that it remembers nothing.
-    #[default]
     Off,
     /// As llama.cpp: each slot remembers its last prompt, and each request says which
     /// slot it wants and whether it uses what is there.
     Slots,
     /// As vLLM: each request names a word, and only the same word finds it again.
     Salt,
-    /// It cannot be told: only models whose owner allows it are served with it.
+    /// It cannot be told, or nobody said: only models whose owner allows it are served
+    /// with it.
+    #[default]
     Shared,
 }
 
@@ -205,6 +206,9 @@ pub struct ServedModel {
     /// others it remembers.
     #[serde(default)]
     pub share_prefix_cache: bool,
+    /// Where its file can be fetched.
+    #[serde(default)]
+    pub url: Option<url::Url>,
 }
 
 /// Where the server of a model comes from.
@@ -322,6 +326,26 @@ impl Catalogue {
 }
 
 impl EngineEntry {
+    /// Refuses an image of another id than the one that the entry pins, if it does.
+    ///
+    /// # Errors
+    /// [`EngineError::ImageNotAllowed`].
+    pub fn check_image(&self, id: &str) -> Result<(), EngineError> {
+        match &self.image_id {
+            Some(wanted) if wanted != id => Err(EngineError::ImageNotAllowed {
+                image: self.image.clone(),
+                found: id.to_owned(),
+                wanted: wanted.clone(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Says that the image is not here, and how to get it.
+    pub fn image_missing(&self) -> EngineError {
+        EngineError::ImageMissing { image: self.image.clone(), install: self.install.clone() }
+    }
+
     /// Returns how long the engine may take to become ready.
     #[must_use]
     pub fn start_timeout(&self) -> Duration {
@@ -447,6 +471,7 @@ impl ServedModel {
             gpus: Vec::new(),
             gpu_memory_mb: None,
             share_prefix_cache: false,
+            url: None,
         }
     }
 

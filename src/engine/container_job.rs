@@ -155,6 +155,23 @@ impl JobImage {
         (pinned && hex).then_some(digest)
     }
 
+    /// Tells whether the image is named by its id, which no registry knows it by.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.image.starts_with("sha256:")
+    }
+
+    /// Says that the image is not here, and how to get it.
+    #[must_use]
+    pub fn missing(&self) -> EngineError {
+        let install = if self.is_local() {
+            "docker load".to_owned()
+        } else {
+            format!("infernet model pull {}", self.name)
+        };
+        EngineError::ImageMissing { image: self.image.clone(), install }
+    }
+
     /// Says what is wrong with the entry, if anything is.
     ///
     /// # Errors
@@ -344,10 +361,7 @@ impl<'a> Launch<'a> {
     async fn prepare(job: &'a ContainerJob) -> Result<Self, EngineError> {
         let image = &job.image;
         let host = ContainerHost::connect(job.settings.docker_host.as_deref()).await?;
-        let found = host.image(&image.image).await?.ok_or_else(|| EngineError::ImageMissing {
-            image: image.image.clone(),
-            install: format!("infernet model pull {}", image.name),
-        })?;
+        let found = host.image(&image.image).await?.ok_or_else(|| image.missing())?;
         let name = format!("{NAME_PREFIX}{:016x}", fastrand::u64(..));
         let need = Need { memory_mb: image.memory_mb, gpus: image.gpus.clone(), gpu_memory_mb: 0 };
         let reservation = job.settings.room.reserve(&name, &image.name, need).await?;

@@ -5,7 +5,7 @@
 //! the limits of [`super::sandbox`], since Docker leaves out those that it cannot with
 //! no more than a warning.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::future::Future;
 use std::os::unix::fs::FileTypeExt;
@@ -17,15 +17,18 @@ use bollard::Docker;
 use bollard::container::LogOutput;
 use bollard::errors::Error as DockerError;
 use bollard::query_parameters::{
-    AttachContainerOptions, CreateContainerOptions, KillContainerOptions, ListContainersOptions,
-    LogsOptions, RemoveContainerOptions, WaitContainerOptions,
+    AttachContainerOptions, CreateContainerOptions, CreateImageOptions, KillContainerOptions,
+    ListContainersOptions, LogsOptions, RemoveContainerOptions, WaitContainerOptions,
 };
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use crate::engine::error::EngineError;
-use crate::engine::sandbox::{LABEL_MODEL, LABEL_NODE, NOBODY, Sandbox};
+use crate::engine::fetch::Progress;
+use crate::engine::sandbox::{
+    LABEL_ATTEMPT, LABEL_ENGINE, LABEL_MODEL, LABEL_NODE, NOBODY, Sandbox,
+};
 
 /// How long an ordinary call may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -35,6 +38,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often a container whose end cannot be waited for is looked at.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a registry may say nothing.
+const PULL_SILENCE: Duration = Duration::from_secs(120);
 
 /// The oldest API that knows every limit of the sandbox (Docker 20.10).
 const OLDEST_API: (usize, usize) = (1, 41);
@@ -57,6 +63,21 @@ pub struct Image {
     pub id: String,
     /// The names of the environment variables that it sets.
     pub env_names: Vec<String>,
+}
+
+/// A container of a node.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct NodeContainer {
+    /// Its name.
+    pub name: String,
+    /// The entry of the catalogue that it was made by.
+    pub engine: String,
+    /// The model that it serves.
+    pub model: Option<String>,
+    /// The attempt that it was made for.
+    pub attempt: Option<String>,
+    /// What Docker says of it, such as `Up 3 minutes`.
+    pub state: String,
 }
 
 /// How a container ended; the default is one of which nothing is known.
@@ -258,6 +279,44 @@ impl ContainerHost {
         Ok(Some(Image { id, env_names }))
     }
 
+    /// Gets an image from its registry, and says how far it is.
+    ///
+    /// # Errors
+    /// [`EngineError::Docker`] with the registry's words.
+    pub async fn pull(
+        &self,
+        image: &str,
+        told: &(dyn Fn(Progress) + Sync),
+    ) -> Result<(), EngineError> {
+        // Without a tag every image of the name would be meant.
+        let tagged = image.rsplit('/').next().is_some_and(|name| name.contains([':', '@']));
+        let name = if tagged { image.to_owned() } else { format!("{image}:latest") };
+        let options = CreateImageOptions { from_image: Some(name), ..Default::default() };
+        let mut steps = std::pin::pin!(self.docker.create_image(Some(options), None, None));
+        let mut layers = BTreeMap::new();
+        loop {
+            let step = tokio::time::timeout(PULL_SILENCE, steps.next()).await.map_err(|_slow| {
+                EngineError::Docker {
+                    action: "pull an image",
+                    reason: format!("the registry said nothing for {} s", PULL_SILENCE.as_secs()),
+                }
+            })?;
+            let Some(step) = step else { return Ok(()) };
+            let step = step.map_err(|error| failed("pull an image", &error))?;
+            // Layers are fetched side by side, then unpacked, which counts anew.
+            let (Some("Downloading"), Some(layer), Some(detail)) =
+                (step.status.as_deref(), step.id, step.progress_detail)
+            else {
+                continue;
+            };
+            let bytes = |count: Option<i64>| count.and_then(|count| u64::try_from(count).ok());
+            layers.insert(layer, (bytes(detail.current), bytes(detail.total)));
+            let done = layers.values().filter_map(|(done, _total)| *done).sum();
+            let total = layers.values().map(|(_done, total)| *total).sum();
+            told(Progress { done, total });
+        }
+    }
+
     /// Makes a container of this name and starts it. When starting fails, the
     /// container is removed again.
     ///
@@ -407,6 +466,32 @@ impl ContainerHost {
             Err(DockerError::DockerResponseServerError { status_code: 404 | 409, .. }) => Ok(()),
             other => other.map_err(|error| failed("remove a container", &error)),
         }
+    }
+
+    /// Returns a node's containers that run, the eldest first.
+    ///
+    /// # Errors
+    /// [`EngineError::Docker`].
+    pub async fn running(&self, node: &str) -> Result<Vec<NodeContainer>, EngineError> {
+        let labels = vec![format!("{LABEL_NODE}={node}")];
+        let filters = HashMap::from([("label".to_owned(), labels)]);
+        let options = ListContainersOptions { filters: Some(filters), ..Default::default() };
+        let mut found = call("list containers", self.docker.list_containers(Some(options))).await?;
+        found.sort_by_key(|container| container.created);
+        Ok(found
+            .into_iter()
+            .map(|container| {
+                let mut labels = container.labels.unwrap_or_default();
+                let names = container.names.unwrap_or_default();
+                NodeContainer {
+                    name: names.first().map_or("", |name| name.trim_start_matches('/')).to_owned(),
+                    engine: labels.remove(LABEL_ENGINE).unwrap_or_default(),
+                    model: labels.remove(LABEL_MODEL),
+                    attempt: labels.remove(LABEL_ATTEMPT),
+                    state: container.status.unwrap_or_default(),
+                }
+            })
+            .collect())
     }
 
     /// Returns the ids of a node's containers, running or not; of one model, where it

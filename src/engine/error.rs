@@ -88,8 +88,8 @@ pub enum EngineError {
         /// What is wrong, and where.
         reason: String,
     },
-    /// An engine that this agent did not start cannot be restarted by it.
-    #[error("Model {model} is served by a server of its own, which this agent does not restart.")]
+    /// What belongs to a server that this agent did not start is not its affair.
+    #[error("Model {model} is served by a server of its own, which this agent leaves alone.")]
     NotOurs {
         /// The model.
         model: String,
@@ -153,6 +153,14 @@ pub enum EngineError {
         /// Where its file is.
         path: PathBuf,
         /// What the system said.
+        reason: String,
+    },
+    /// An image or the file of a model could not be fetched.
+    #[error("Model {model} could not be fetched: {reason}.")]
+    FetchFailed {
+        /// The model, or the image of container jobs.
+        model: String,
+        /// Why, as the end of a sentence.
         reason: String,
     },
     /// The model's file is another than the owner allowed.
@@ -341,6 +349,7 @@ impl EngineError {
             | Self::OutputRefused { .. }
             | Self::DiedMidStream { .. }
             | Self::Stalled { .. } => self.to_string(),
+            Self::FetchFailed { .. } => "The model could not be fetched.".to_owned(),
             Self::Failed { status, .. } => format!("The engine failed with status {status}."),
             Self::Protocol { .. } => "The engine gave an answer that is not understood.".to_owned(),
             _ => "The engine could not be started on this node.".to_owned(),

@@ -8,7 +8,8 @@
 //! [`openai`] speaks to them and streams their answers over the connections of
 //! [`transport`], through a [`relay`] where an engine knows ports only. [`container_job`]
 //! runs one fresh container a job and `output_files` takes out what it left.
-//! [`model_file`] knows the digests of models, [`escapes`] the ways out of containers that
+//! [`model_file`] knows the digests of models, [`pull`] and [`fetch`] get what is not here,
+//! [`found`] finds servers that are here already, [`escapes`] the ways out of containers that
 //! this machine has not closed, [`error`] names what goes wrong.
 //!
 //! The agent uses [`EnginePool`] alone. Nothing here knows of jobs, prices or control
@@ -23,10 +24,13 @@ pub mod container_job;
 pub mod docker;
 pub mod error;
 pub mod escapes;
+pub mod fetch;
+pub mod found;
 pub mod model_file;
 pub mod openai;
 mod output_files;
 pub mod pool;
+pub mod pull;
 pub mod relay;
 mod room;
 pub mod sandbox;
@@ -38,7 +42,9 @@ pub mod transport;
 pub use catalogue::{Catalogue, EngineEntry, EngineKind, ServedModel};
 pub use container_job::{ContainerRequest, JobImage, JobInput, JobOutput};
 pub use error::EngineError;
+pub use fetch::Progress;
 pub use openai::{EngineEvent, EngineRequest, EngineStream, Finish, RequestKind, Usage};
 pub use pool::{Engine, EngineConfig, EnginePool, EngineState, Work};
+pub use pull::Pulled;
 pub use room::Budget;
 pub use tool_calls::TOOL_CALLS_MARK;

@@ -1,8 +1,9 @@
-//! Digests of model files.
+//! Digests of models, which are files or folders of files.
 //!
 //! A file is read once; its digest is remembered by path, size and time of change, in
 //! memory and, where a directory is given, across restarts, because reading a model
-//! of forty gigabytes takes minutes.
+//! of forty gigabytes takes minutes. A folder's digest is that of the list of its files,
+//! as `sha256sum` writes it, in the order of their paths.
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -88,7 +89,29 @@ impl ModelDigests {
         }
     }
 
+    /// Returns the bytes and the digest of a file, or of all files of a folder.
     fn digest(&self, path: &Path) -> std::io::Result<(u64, String)> {
+        if !path.is_dir() {
+            return self.file_digest(path);
+        }
+        let mut files = Vec::new();
+        list_files(path, &mut files)?;
+        files.sort();
+        if files.is_empty() {
+            return Err(std::io::ErrorKind::NotFound.into());
+        }
+        let mut size = 0;
+        let mut list = ring::digest::Context::new(&ring::digest::SHA256);
+        for file in files {
+            let (bytes, digest) = self.file_digest(&file)?;
+            size += bytes;
+            let name = file.strip_prefix(path).map_err(std::io::Error::other)?;
+            list.update(format!("{digest}  {}\n", name.display()).as_bytes());
+        }
+        Ok((size, hex::encode(list.finish())))
+    }
+
+    fn file_digest(&self, path: &Path) -> std::io::Result<(u64, String)> {
         let key = path.display().to_string();
         let mut file = std::fs::File::open(path)?;
         let metadata = file.metadata()?;
@@ -111,17 +134,7 @@ impl ModelDigests {
             }
         }
         tracing::info!(path = %path.display(), bytes = now.size, "reading a model to know its digest");
-        let mut context = ring::digest::Context::new(&ring::digest::SHA256);
-        let mut buffer = vec![0; 1 << 20];
-        loop {
-            match file.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(length) => context.update(&buffer[..length]),
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        now.sha256 = hex::encode(context.finish());
+        now.sha256 = sha256_of(&mut file)?;
         let answer = (now.size, now.sha256.clone());
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.insert(key, now);
@@ -132,6 +145,41 @@ impl ModelDigests {
         }
         Ok(answer)
     }
+}
+
+/// Computes the sha256 of what is left to read, in hex.
+///
+/// # Errors
+/// What reading fails with.
+pub fn sha256_of(reader: &mut impl Read) -> std::io::Result<String> {
+    let mut context = ring::digest::Context::new(&ring::digest::SHA256);
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match reader.read(&mut buffer) {
+            Ok(0) => return Ok(hex::encode(context.finish())),
+            Ok(length) => context.update(&buffer[..length]),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Lists the files below a folder. Links are refused: what they lead to is not in the
+/// container.
+fn list_files(folder: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            list_files(&entry.path(), files)?;
+        } else if kind.is_file() {
+            files.push(entry.path());
+        } else {
+            let name = entry.path().display().to_string();
+            return Err(std::io::Error::other(format!("{name} is neither a file nor a folder")));
+        }
+    }
+    Ok(())
 }
 
 /// Writes the memory to its file, whole or not at all.
@@ -177,6 +225,7 @@ mod tests {
         let digests = ModelDigests::default();
         let error = digests.check(&model, &path).await.unwrap_err();
         assert!(matches!(error, EngineError::ModelMissing { .. }), "{error}");
+        // A folder without a file.
         assert!(matches!(
             digests.check(&model, folder.path()).await.unwrap_err(),
             EngineError::ModelMissing { .. }
@@ -186,5 +235,25 @@ mod tests {
         let error = digests.check(&model, &path).await.unwrap_err().to_string();
         assert!(error.contains("not the one that is allowed"), "{error}");
         assert!(error.contains("ba7816bf"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_folder_is_what_its_files_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model");
+        std::fs::create_dir_all(path.join("deep")).unwrap();
+        std::fs::write(path.join("z.json"), "abc").unwrap();
+        std::fs::write(path.join("deep/a.bin"), "abcd").unwrap();
+        let model = ServedModel::file("m", &path);
+        let digests = ModelDigests::default();
+        let (size, first) = digests.check(&model, &path).await.unwrap();
+        // (cd model; find -type f -printf '%P\n' | sort | xargs sha256sum | sha256sum)
+        assert_eq!(size, 7);
+        assert_eq!(first, "864e996a78bdb35228150e7ce46f5e331b8be561e859c29e9206cc8ed7b6d0b6");
+        std::fs::rename(path.join("z.json"), path.join("y.json")).unwrap();
+        assert_ne!(digests.check(&model, &path).await.unwrap().1, first);
+        std::os::unix::fs::symlink("/etc/hostname", path.join("link")).unwrap();
+        let error = digests.check(&model, &path).await.unwrap_err().to_string();
+        assert!(error.contains("link is neither"), "{error}");
     }
 }

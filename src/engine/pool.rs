@@ -25,6 +25,7 @@ use crate::engine::docker::ContainerHost;
 use crate::engine::error::EngineError;
 use crate::engine::model_file::ModelDigests;
 use crate::engine::openai::{self, EngineRequest, EngineStream, FIRST_TOKEN_TIMEOUT, RequestKind};
+use crate::engine::pull::{self, Pulled, Tell};
 use crate::engine::room::{Budget, Room};
 use crate::engine::slots::{Slots, TakenSlot};
 use crate::engine::supervisor;
@@ -318,6 +319,15 @@ impl EnginePool {
             let slots = Arc::new(Semaphore::new(image.slots as usize));
             images.insert(image.name.clone(), AllowedImage { image, slots });
         }
+        for model in models.values().filter(|model| model.mixes_prompts()) {
+            if !model.served.share_prefix_cache {
+                tracing::warn!(
+                    model = %model.name,
+                    "its engine cannot keep the prompts of consumers apart, so that only those \
+                     are served who allow that; see share_prefix_cache"
+                );
+            }
+        }
         settings.room.know(models.values());
         Ok(Self {
             shared: Arc::new(Shared {
@@ -527,6 +537,21 @@ impl EnginePool {
                 let (_, digest) = model.settings.digests.check(&model.served, path).await?;
                 Ok(Some(digest))
             }
+        }
+    }
+
+    /// Gets what a model or an image of this name needs and is not on this machine: the
+    /// engine's image, and the file, from where the configuration says.
+    ///
+    /// # Errors
+    /// [`EngineError::NotOurs`] for an endpoint; [`EngineError::ImageMissing`] and
+    /// [`EngineError::ModelMissing`] for what nobody says where to get;
+    /// [`EngineError::FetchFailed`], [`EngineError::ModelMismatch`] and
+    /// [`EngineError::ImageNotAllowed`] for what came or did not come.
+    pub async fn pull(&self, name: &str, tell: &Tell<'_>) -> Result<Pulled, EngineError> {
+        match self.shared.images.get(name) {
+            Some(allowed) => pull::job_image(&self.shared.settings, &allowed.image, tell).await,
+            None => pull::model(self.find(name)?, tell).await,
         }
     }
 

@@ -299,17 +299,8 @@ impl<'a> Launch<'a> {
         for leftover in host.containers_of(&model.settings.node, Some(&served.name)).await? {
             host.remove(&leftover).await?;
         }
-        let image = host.image(&entry.image).await?.ok_or_else(|| EngineError::ImageMissing {
-            image: entry.image.clone(),
-            install: entry.install.clone(),
-        })?;
-        if let Some(wanted) = entry.image_id.as_ref().filter(|wanted| **wanted != image.id) {
-            return Err(EngineError::ImageNotAllowed {
-                image: entry.image.clone(),
-                found: image.id,
-                wanted: wanted.clone(),
-            });
-        }
+        let image = host.image(&entry.image).await?.ok_or_else(|| entry.image_missing())?;
+        entry.check_image(&image.id)?;
         let relay_program = match entry.port {
             None => None,
             Some(_) => Some(

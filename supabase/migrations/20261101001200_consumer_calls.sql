@@ -152,7 +152,8 @@ begin
   v_job.state := 'queued';
   v_job.model_id := p_model.id;
   v_job.model_name := p_model.name;
-  v_job.max_tokens := case when p_kind = 'container' then 0 else infernet.output_bound(p_settings, p_kind, p_max_tokens) end;
+  -- Nothing that is paid by the token comes out of the other kinds.
+  v_job.max_tokens := case when p_kind in ('container', 'embedding') then 0 else infernet.output_bound(p_settings, p_kind, p_max_tokens) end;
   v_job.max_seconds := case when p_kind = 'container' then infernet.output_bound(p_settings, p_kind, p_max_seconds) else 0 end;
   v_job.priority := coalesce(p_priority, 0);
   v_job.min_vram_gb := 0;

@@ -369,6 +369,23 @@ select is((select to_jsonb(max_seconds) from public.jobs where id = '00000000-00
 select tests.as('alice', 'public.cancel_job(''00000000-0000-7000-8000-000000000014'')');
 select is((select count(*) from public.offers o join infernet.offer_load l on l.offer_id = o.id where l.speed is not null), 0::bigint, 'seconds are no tokens: they say nothing about speed');
 
+-- ------------------------------------------------------------ vectors
+create function tests.vectors(p_input jsonb, p_id uuid default gen_random_uuid()) returns jsonb
+language sql as $$ select tests.as('alice', format('public.submit_job(%L, ''m'', %L, ''embedding'')', p_id, p_input)) $$;
+select throws_ok(format('select tests.vectors(%L)', v.input), 'PT422', v.why, 'no vectors of ' || v.input)
+from (values ('{}', 'Vectors are made of a text, or of an array of texts.'), ('{"input": 1}', 'Vectors are made of a text, or of an array of texts.'),
+             ('{"input": ["a", 1]}', 'Vectors are made of a text, or of an array of texts.'), ('{"input": [["a"]]}', 'Vectors are made of a text, or of an array of texts.'),
+             ('{"input": ""}', null), ('{"input": []}', null), ('{"input": ["a", ""]}', null), ('[]', 'The input must be a JSON object.'),
+             ('{"input": "a", "messages": []}', 'The input has a key that is not taken here: messages.')) as v (input, why);
+select tests.as('a', 'public.heartbeat()');
+select is((j ->> 'kind', j ->> 'state'), ('embedding'::text, 'assigned'::text), 'vectors of texts are a job')
+from tests.vectors('{"input": ["a cat", "a dog"], "dimensions": 64}', '00000000-0000-7000-8000-000000000020') j;
+select is((select (price_cap > 0, max_tokens) from public.jobs where id = '00000000-0000-7000-8000-000000000020'), (true, 0),
+  'held for what goes in: nothing that is paid by the token comes out');
+select tests.as('alice', 'public.cancel_job(''00000000-0000-7000-8000-000000000020'')');
+select is(tests.vectors('{"input": "a cat"}', '00000000-0000-7000-8000-000000000021') ->> 'state', 'assigned', 'and of one text');
+select tests.as('alice', 'public.cancel_job(''00000000-0000-7000-8000-000000000021'')');
+
 -- ------------------------------------------------------------ speed is what the server saw
 select tests.offer('a'), infernet.tick();
 create function tests.answer(p_takes interval, p_text text, p_tokens int) returns real

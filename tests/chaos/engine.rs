@@ -18,7 +18,7 @@ pub(crate) fn catalogue() -> String {
     format!(
         "[engine.known]\nimage = \"{IMAGE}\"\ninstall = \"scripts/chaos\"\nlicence = \"MIT\"\n\
          command = [\"/engine\"]\nargs = [\"{{socket}}\", \"{PAUSE_MS}\"]\n\
-         overhead_mb = 64\nshm_mb = 1\npids = 64\n\
+         prefix_cache = \"off\"\noverhead_mb = 64\nshm_mb = 1\npids = 64\n\
          tmpfs = [{{ path = \"/tmp\", size_mb = 1 }}]\n\
          paths = [\"/v1/chat/completions\"]\n"
     )

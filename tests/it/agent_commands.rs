@@ -18,7 +18,7 @@ use super::agent_world::{Node, PATIENCE, World, run, talk};
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// Gives a node a command, and waits until it has ended.
-async fn command(
+pub(crate) async fn command(
     world: &World,
     node: &Node,
     kind: CommandKind,
@@ -88,9 +88,10 @@ async fn an_agent_does_what_it_is_told_and_says_what_it_cannot() {
     assert_eq!(consumer.ended(waiting.id).await.state, JobState::Completed);
 
     for (kind, model, reason) in [
-        (CommandKind::PullModel, Some("other"), "no such operation as pull_model"),
-        (CommandKind::RemoveModel, Some("fixed"), "no such operation as remove_model"),
-        (CommandKind::RestartEngine, Some("fixed"), "does not restart"),
+        (CommandKind::PullModel, Some("other"), "does not serve the model other"),
+        (CommandKind::PullModel, Some("fixed"), "a server of its own"),
+        (CommandKind::RemoveModel, Some("fixed"), "infernet model rm"),
+        (CommandKind::RestartEngine, Some("fixed"), "leaves alone"),
         (CommandKind::RestartEngine, Some("unheard-of"), "unheard-of"),
         (CommandKind::RestartEngine, None, "None of this node's engines"),
     ] {

@@ -1,10 +1,11 @@
 //! Jobs that are no chats, from the command line to the container and back.
 
-use infernet::control::rpc::{JobKind, JobState};
+use infernet::control::rpc::{CommandKind, JobKind, JobState};
 use infernet::id::JobId;
 use infernet::identity::Receipt;
 use serde_json::{Value, json};
 
+use super::agent_commands::command;
 use super::agent_world::{World, run, talk};
 use super::engine_image::{MODEL, engine_image};
 
@@ -26,6 +27,11 @@ async fn containers_and_completions_run_from_end_to_end() {
     );
     let node = world.enrol_with("attic", &offers).await;
     let mut agent = node.start().await;
+    for name in [MODEL, "tools/upper:1"] {
+        let pulled = command(&world, &node, CommandKind::PullModel, Some(name)).await;
+        assert_eq!(pulled.state, "done", "{pulled:?}");
+        assert_eq!(pulled.result.unwrap()["fetched"], false);
+    }
     // The operator is a consumer here, and pays with its own credit.
     let key = world.control_folder().join("operator.key");
     let key = key.to_str().unwrap();

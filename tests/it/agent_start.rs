@@ -114,7 +114,8 @@ async fn a_missing_image_is_told_with_the_command_that_gets_it() {
     fs::write(&file, "weights").unwrap();
     let home = node(&lonely_node(&model(&file, "")));
     let catalogue = "[engine.\"llama.cpp\"]\nimage = \"infernet-test/not-there:1\"\n\
-        install = \"make the-image\"\nlicence = \"MIT\"\ncommand = [\"/bin/server\"]\n";
+        install = \"make the-image\"\nlicence = \"MIT\"\ncommand = [\"/bin/server\"]\n\
+        args = [\"{socket}\"]\n";
     fs::write(home.path().join("config/engines.toml"), catalogue).unwrap();
     let output = run(home.path(), &["start"]).await;
     let talk = talk(&output);

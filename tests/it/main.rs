@@ -74,6 +74,7 @@ mod cli_batch;
 mod cli_config;
 #[cfg(feature = "stack")]
 mod cli_ids;
+mod cli_model;
 #[cfg(feature = "stack")]
 mod consumer;
 mod engine_apart;
@@ -84,6 +85,7 @@ mod engine_escapes;
 mod engine_image;
 mod engine_jobs;
 mod engine_llama;
+mod engine_pull;
 mod engine_sandbox;
 #[cfg(feature = "stack")]
 mod hardware;
