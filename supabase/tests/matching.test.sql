@@ -377,7 +377,7 @@ from (values ('{}', 'Vectors are made of a text, or of an array of texts.'), ('{
              ('{"input": ["a", 1]}', 'Vectors are made of a text, or of an array of texts.'), ('{"input": [["a"]]}', 'Vectors are made of a text, or of an array of texts.'),
              ('{"input": ""}', null), ('{"input": []}', null), ('{"input": ["a", ""]}', null), ('[]', 'The input must be a JSON object.'),
              ('{"input": "a", "messages": []}', 'The input has a key that is not taken here: messages.')) as v (input, why);
-select tests.as('a', 'public.heartbeat()');
+select tests.offer('a');
 select is((j ->> 'kind', j ->> 'state'), ('embedding'::text, 'assigned'::text), 'vectors of texts are a job')
 from tests.vectors('{"input": ["a cat", "a dog"], "dimensions": 64}', '00000000-0000-7000-8000-000000000020') j;
 select is((select (price_cap > 0, max_tokens) from public.jobs where id = '00000000-0000-7000-8000-000000000020'), (true, 0),
