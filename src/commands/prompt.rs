@@ -75,6 +75,10 @@ pub(crate) struct PromptArgs {
     /// Make the choice of tokens repeatable, as far as the engine can
     #[arg(long, value_name = "N")]
     seed: Option<i64>,
+    /// Let its engine use what it remembers of other prompts, and remember this one, for
+    /// whoever allows that too: faster, but one may guess from times what others asked
+    #[arg(long)]
+    share_prefix_cache: bool,
     /// Give the job a name for people
     #[arg(long, value_name = "TEXT")]
     title: Option<String>,
@@ -110,6 +114,9 @@ impl PromptArgs {
         if let Some(seed) = self.seed {
             input.insert("seed".to_owned(), json!(seed));
         }
+        if self.share_prefix_cache {
+            input.insert("share_prefix_cache".to_owned(), json!(true));
+        }
         let mut job = SubmitJob::chat(&self.model, Value::Object(input));
         job.max_tokens = self.max_tokens;
         job.max_cost = self.max_cost;
@@ -132,6 +139,7 @@ impl PromptArgs {
             ("--temperature", self.temperature.is_some() && !text),
             ("--top-p", self.top_p.is_some() && !text),
             ("--seed", self.seed.is_some() && !text),
+            ("--share-prefix-cache", self.share_prefix_cache && !text),
             ("--arg", !self.args.is_empty() && !container),
             ("--max-time", self.max_time.is_some() && !container),
         ]

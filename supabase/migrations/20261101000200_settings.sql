@@ -50,7 +50,7 @@ insert into public.settings (key, value, description) values
   ('price_input_default', '0.10', 'Price of an offer that names none, USD per million input tokens'),
   ('price_output_default', '0.40', 'Price of an offer that names none, USD per million output tokens'),
   ('cap_factor', '2', 'Cap of a job that names none: this many times the lowest quote'),
-  ('input_keys', '["messages","prompt","temperature","top_p","top_k","min_p","seed","stop","frequency_penalty","presence_penalty","repeat_penalty","response_format","logit_bias","tools","tool_choice","parallel_tool_calls"]',
+  ('input_keys', '["messages","prompt","temperature","top_p","top_k","min_p","seed","stop","frequency_penalty","presence_penalty","repeat_penalty","response_format","logit_bias","tools","tool_choice","parallel_tool_calls","share_prefix_cache"]',
    'Keys of an OpenAI request that are handed to the engine'),
   ('weights', '{"price":1,"speed":0.3,"outcomes":0.3,"warm":0.2,"load":0.3,"realtime":0.05,"prefer":2,"retry":10}', 'Weights of the score that orders candidates'),
   ('tick_jobs', '200', 'Jobs that one tick looks at in each step'),

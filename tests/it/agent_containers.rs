@@ -69,9 +69,17 @@ async fn containers_and_completions_run_from_end_to_end() {
     let (code, _, told) = infernet(&bad).await;
     assert!(code == 2 && told.contains("--temperature says nothing"), "{told}");
 
-    let (code, said, told) =
-        infernet(&["run", MODEL, "One, two, three,", "--kind", "completion", "--max-tokens", "4"])
-            .await;
+    let (code, said, told) = infernet(&[
+        "run",
+        MODEL,
+        "One, two, three,",
+        "--kind",
+        "completion",
+        "--max-tokens",
+        "4",
+        "--share-prefix-cache",
+    ])
+    .await;
     assert!(code == 0 && !said.trim().is_empty(), "{said} {told}");
 
     let (code, said, told) = infernet(&["run", "vectors", "A cat.", "--kind", "embedding"]).await;

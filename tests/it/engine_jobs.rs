@@ -138,6 +138,31 @@ async fn the_files_of_the_output_are_taken_and_links_are_not() {
 }
 
 #[tokio::test]
+async fn an_archive_is_a_file_like_any_other() {
+    // Half a gigabyte of zeros in half a megabyte: nobody here unpacks it.
+    let program = "import gzip\n\
+        with gzip.open('/job/output/bomb.gz', 'wb', 9) as bomb:\n\
+        \x20   for _ in range(512): bomb.write(bytes(1 << 20))";
+    let image = JobImage { output: JobOutput::Directory, ..python(program) };
+    let before = resident();
+    let (text, ended) = run(image, request(json!({}))).await;
+    assert_eq!(ended.unwrap().0, Finish::Stop);
+    let output: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(output["files"][0]["path"], "bomb.gz");
+    let bytes = output["files"][0]["base64"].as_str().unwrap().len();
+    assert!((400_000..1_000_000).contains(&bytes), "{bytes}");
+    let grown = resident().saturating_sub(before);
+    assert!(grown < 64 << 20, "{grown}");
+}
+
+/// The memory of this process, in bytes.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
+}
+
+#[tokio::test]
 async fn a_disk_that_is_filled_ends_the_job() {
     let program = "import time\n\
         for n in range(1000): open(f'/job/output/{n}', 'wb').write(bytes(4 << 20))\n\

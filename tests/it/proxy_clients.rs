@@ -41,14 +41,14 @@ fn npm() -> Command {
 }
 
 /// Runs a client to its end and returns what it saw.
-async fn run(mut client: Command, proxy: &TestProxy, model: &str, more: &[&str]) -> Value {
+async fn run(mut client: Command, proxy: &TestProxy, model: &str, more: &[(&str, &str)]) -> Value {
     client
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/openai"))
         .env("OPENAI_BASE_URL", &proxy.base_url)
         .env("OPENAI_API_KEY", &proxy.key)
         .env("MODEL", model)
         .env("NO_PROXY", "*")
-        .envs(more.iter().map(|name| (name, "1")));
+        .envs(more.iter().copied());
     let output = tokio::task::spawn_blocking(move || client.output().unwrap()).await.unwrap();
     let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{complaint}");
@@ -67,6 +67,26 @@ fn check_refusals(seen: &Value) {
     }
 }
 
+/// Vectors are the same as numbers and as bytes, of unit length, and of their text.
+fn check_vectors(seen: &Value) {
+    let vectors = |key: &str| -> Vec<Vec<f64>> {
+        serde_json::from_value(seen[key].clone()).unwrap_or_else(|_| panic!("{}", seen[key]))
+    };
+    let (floats, bytes, one) =
+        (vectors("embeddings_float"), vectors("embeddings_base64"), vectors("embeddings"));
+    assert_eq!((floats.len(), bytes.len(), one.len()), (2, 2, 1));
+    let product = |one: &[f64], other: &[f64]| -> f64 {
+        assert_eq!(one.len(), other.len());
+        one.iter().zip(other).map(|(one, other)| one * other).sum()
+    };
+    for (number, bytes) in floats.iter().zip(&bytes) {
+        assert!((product(number, number) - 1.0).abs() < 1e-4);
+        assert!((product(number, bytes) - 1.0).abs() < 1e-4);
+    }
+    assert!((product(&floats[0], &one[0]) - 1.0).abs() < 1e-2);
+    assert!(product(&floats[0], &floats[1]) < 0.999);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn openais_clients_get_every_token_in_its_place() {
     let world = World::start().await;
@@ -75,7 +95,7 @@ async fn openais_clients_get_every_token_in_its_place() {
     let mut agent = node.start().await;
     let proxy = TestProxy::start(&world, &[]).await;
     for client in [python(), npm()] {
-        let seen = run(client, &proxy, "fixed", &["TOOLS"]).await;
+        let seen = run(client, &proxy, "fixed", &[("TOOLS", "1")]).await;
         assert_eq!(seen["models"], json!(["fixed"]));
         assert_eq!(seen["model"], "fixed");
         assert_eq!(seen["chat"]["text"], FixedRateEngine::answer(5));
@@ -108,16 +128,20 @@ async fn a_real_model_answers_openais_clients() {
     let world = World::start().await;
     let models = format!(
         "[[model]]\nname = \"{MODEL}\"\nengine = \"llama.cpp\"\npath = \"{}\"\nsha256 = \"{}\"\n\
-         context_length = 1024\nslots = 2\nprice_input = \"1\"\nprice_output = \"100\"\n",
+         context_length = 1024\nslots = 2\nprice_input = \"1\"\nprice_output = \"100\"\n\n\
+         [[model]]\nname = \"vectors\"\nengine = \"llama.cpp-embedding\"\npath = \"{}\"\n\
+         context_length = 512\nprice_input = \"1\"\nprice_output = \"1\"\n",
         image.model_path.display(),
-        image.model_sha256
+        image.model_sha256,
+        image.model_path.display(),
     );
     let provider = world.enrol_with("attic", &models).await;
     let mut agent = provider.start().await;
     let proxy = TestProxy::start(&world, &[]).await;
     for client in [python(), npm()] {
-        let seen = run(client, &proxy, MODEL, &["RESPONSE_FORMAT"]).await;
-        assert_eq!(seen["models"], json!([MODEL]));
+        let more = [("RESPONSE_FORMAT", "1"), ("EMBEDDINGS", "vectors")];
+        let seen = run(client, &proxy, MODEL, &more).await;
+        assert_eq!(seen["models"], json!([MODEL, "vectors"]));
         assert_eq!(seen["chat"]["finish"], "length");
         assert_eq!(seen["chat"]["usage"]["completion_tokens"], 5);
         // The same seed, and the strictest choice: the same words.
@@ -125,6 +149,7 @@ async fn a_real_model_answers_openais_clients() {
         assert_eq!(seen["stream"]["tokens"], 5);
         assert_eq!(seen["n"], json!([[0, true], [1, true], [2, true]]));
         assert!(seen["format"]["n"].is_i64(), "{}", seen["format"]);
+        check_vectors(&seen);
         check_refusals(&seen);
     }
     assert!(agent.stop().await.success());

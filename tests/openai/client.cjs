@@ -98,7 +98,7 @@ async function main() {
   }
 
   if (process.env.EMBEDDINGS) {
-    const vectors = async (options) => (await client.embeddings.create({ model, ...options })).data.map((one) => one.embedding);
+    const vectors = async (options) => (await client.embeddings.create({ model: process.env.EMBEDDINGS, ...options })).data.map((one) => one.embedding);
     seen.embeddings_float = await vectors({ input: ["a", "b"], encoding_format: "float" });
     // Without a format the client asks for base64 and decodes it.
     seen.embeddings_base64 = await vectors({ input: ["a", "b"] });

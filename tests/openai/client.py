@@ -1,7 +1,7 @@
 """Asks the proxy with OpenAI's client from PyPI and says what came back, as JSON.
 
-Environment: OPENAI_BASE_URL, OPENAI_API_KEY, MODEL, and FIXED=1 where the engine
-writes known words.
+Environment: OPENAI_BASE_URL, OPENAI_API_KEY, MODEL; TOOLS=1 and RESPONSE_FORMAT=1
+where the model can do that, EMBEDDINGS the name of a model that makes vectors.
 """
 
 import json
@@ -102,11 +102,16 @@ if os.environ.get("RESPONSE_FORMAT"):
     )
     seen["format"] = json.loads(formatted.choices[0].message.content)
 
+def vectors(**options):
+    made = client.embeddings.create(model=os.environ["EMBEDDINGS"], **options)
+    return [one.embedding for one in made.data]
+
+
 if os.environ.get("EMBEDDINGS"):
-    for form in ["float", "base64"]:
-        vectors = client.embeddings.create(model=MODEL, input=["a", "b"], encoding_format=form)
-        seen["embeddings_" + form] = [vector.embedding for vector in vectors.data]
-    seen["embeddings"] = [vector.embedding for vector in client.embeddings.create(model=MODEL, input="a").data]
+    seen["embeddings_float"] = vectors(input=["a", "b"], encoding_format="float")
+    # Without a format the client asks for base64 and decodes it.
+    seen["embeddings_base64"] = vectors(input=["a", "b"])
+    seen["embeddings"] = vectors(input="a")
 
 seen["wrong_key"] = failure(lambda: openai.OpenAI(api_key="sk-wrong", max_retries=0).models.list())
 seen["wrong_model"] = failure(lambda: client.chat.completions.create(model="no-such", messages=ASK))
