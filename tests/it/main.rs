@@ -74,6 +74,7 @@ mod cli_batch;
 mod cli_config;
 #[cfg(feature = "stack")]
 mod cli_ids;
+#[cfg(feature = "stack")]
 mod cli_model;
 #[cfg(feature = "stack")]
 mod consumer;
@@ -85,6 +86,7 @@ mod engine_escapes;
 mod engine_image;
 mod engine_jobs;
 mod engine_llama;
+#[cfg(feature = "stack")]
 mod engine_pull;
 mod engine_sandbox;
 #[cfg(feature = "stack")]
