@@ -37,6 +37,9 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long the end of a container is waited for once its connection has broken.
 const DEATH_WAIT: Duration = Duration::from_millis(1500);
 
+/// How many engines in a row may refuse a request's connection.
+const CONNECT_TRIES: u32 = 3;
+
 /// How long an engine may take over the words of a refusal, and how many it may use.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(5);
 const REFUSAL_LIMIT: usize = 64 * 1024;
@@ -133,6 +136,8 @@ pub(super) struct Supervised {
     slots: Arc<Slots>,
     in_flight: AtomicUsize,
     last_used: Mutex<Instant>,
+    /// Whether this engine has answered a request to its end.
+    answered: AtomicBool,
     supervised: Mutex<bool>,
 }
 
@@ -222,6 +227,7 @@ impl InUse {
 
     /// Gives a connection back that was used to its end.
     pub(super) fn recycle(&self, answer: Answer) {
+        self.model.answered.store(true, Ordering::Relaxed);
         if let Some(engine) = &self.engine {
             engine.transport.recycle(answer);
         }
@@ -274,6 +280,34 @@ impl Supervised {
             }
             idle
         })
+    }
+
+    /// Asks for another engine than one that takes no connections any more: its death is
+    /// known here before Docker tells of it, and a Docker that is away does not tell. One
+    /// that was replaced meanwhile is left alone. Tells whether there can be another.
+    fn replace(&self, dead: &Engine) -> bool {
+        if self.entry.is_none() {
+            return false;
+        }
+        self.state.send_if_modified(|state| {
+            let same =
+                matches!(state, State::Ready(now) if Arc::ptr_eq(&now.transport, &dead.transport));
+            if same {
+                *state = State::Starting { since: Instant::now() };
+            }
+            same
+        });
+        true
+    }
+
+    /// Forgets what earlier engines did.
+    pub(super) fn begin_life(&self) {
+        self.answered.store(false, Ordering::Relaxed);
+    }
+
+    /// Tells whether the engine has answered a request to its end.
+    pub(super) fn has_answered(&self) -> bool {
+        self.answered.load(Ordering::Relaxed)
     }
 
     /// Starts the idle time anew.
@@ -483,27 +517,33 @@ impl EnginePool {
         let estimated_input = openai::estimate_input_tokens(&request);
         let mut in_use = InUse::begin(model);
         let exchange = async {
-            let engine = self.engine(model).await?;
             let slot = model.slots.take(asker).await.map_err(|_| EngineError::Stopping)?;
             let body = shape(model.entry.is_some().then_some(&slot))?;
             in_use.slot = Some(slot);
-            let transport = Arc::clone(&engine.transport);
-            in_use.engine = Some(engine);
-            let sending = transport.send(path, Some(body));
-            let mut answer = match tokio::time::timeout(FIRST_TOKEN_TIMEOUT, sending).await {
-                Ok(Ok(answer)) => answer,
-                Ok(Err(TransportError::Connect(error))) => {
-                    return Err(EngineError::Unreachable {
-                        model: model.name.as_ref().to_owned(),
-                        reason: error.to_string(),
-                    });
-                }
-                Ok(Err(error)) => return Err(in_use.explain_death(&error).await),
-                Err(_) => {
-                    return Err(EngineError::Stalled {
-                        model: model.name.as_ref().to_owned(),
-                        waited: FIRST_TOKEN_TIMEOUT,
-                    });
+            let mut tries = CONNECT_TRIES;
+            let mut answer = loop {
+                let engine = self.engine(model).await?;
+                let transport = Arc::clone(&engine.transport);
+                in_use.engine = Some(engine.clone());
+                let sending = transport.send(path, Some(body.clone()));
+                match tokio::time::timeout(FIRST_TOKEN_TIMEOUT, sending).await {
+                    Ok(Ok(answer)) => break answer,
+                    Ok(Err(TransportError::Connect(error))) => {
+                        tries -= 1;
+                        if tries == 0 || !model.replace(&engine) {
+                            return Err(EngineError::Unreachable {
+                                model: model.name.as_ref().to_owned(),
+                                reason: error.to_string(),
+                            });
+                        }
+                    }
+                    Ok(Err(error)) => return Err(in_use.explain_death(&error).await),
+                    Err(_) => {
+                        return Err(EngineError::Stalled {
+                            model: model.name.as_ref().to_owned(),
+                            waited: FIRST_TOKEN_TIMEOUT,
+                        });
+                    }
                 }
             };
             if answer.status() != 200 {
@@ -724,6 +764,7 @@ impl Supervised {
             slots: Slots::new(slots),
             in_flight: AtomicUsize::new(0),
             last_used: Mutex::new(Instant::now()),
+            answered: AtomicBool::new(false),
             supervised: Mutex::new(false),
             served,
         })

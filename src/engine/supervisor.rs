@@ -2,8 +2,8 @@
 //!
 //! [`run_engine`] is the only writer of a container engine's state, but for the request
 //! to start it. It starts the engine when asked, watches it, removes it after its idle
-//! time, and starts it again when it dies: at once after the first death, then with
-//! growing pauses, and after some deaths in a row only when somebody asks.
+//! time, and starts it again when it dies: at once where it has worked, else with pauses
+//! that grow from death to death, and after some deaths in a row only when somebody asks.
 
 use std::collections::HashMap;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -28,7 +28,8 @@ use crate::engine::transport::{Address, Transport};
 /// Begins the name of every container and socket directory.
 pub(super) const NAME_PREFIX: &str = "infernet-";
 
-/// An engine that lived so long was healthy: its death is the first again.
+/// An engine that lived so long was healthy, as was one that answered: its death is the
+/// first again.
 const HEALTHY_LIFE: Duration = Duration::from_secs(60);
 
 /// After so many deaths or failed starts in a row, only a request starts it again.
@@ -37,6 +38,9 @@ const RESTART_LIMIT: u32 = 5;
 /// The pause after the second failure in a row; it doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// Callers wait through pauses of up to this length; longer ones they are told of.
+const WAITED_PAUSE: Duration = Duration::from_secs(5);
 
 /// How long Docker may be away, as when it is restarted, before requests that wait for
 /// an engine fail; and the pauses between two looks at it.
@@ -82,6 +86,7 @@ pub(super) async fn run_engine(model: Arc<Supervised>, shutdown: CancellationTok
             }
         }
         let begun = Instant::now();
+        model.begin_life();
         match patient_life(&model, &shutdown).await {
             Ok(End::Shutdown) | Err(EngineError::Stopping) => return,
             Ok(End::Idle | End::Evicted | End::Restart) => failures = 0,
@@ -90,7 +95,8 @@ pub(super) async fn run_engine(model: Arc<Supervised>, shutdown: CancellationTok
                 model.state.send_replace(State::Starting { since: Instant::now() });
             }
             Ok(End::Died(exit)) => {
-                failures = if begun.elapsed() > HEALTHY_LIFE { 1 } else { failures + 1 };
+                let healthy = begun.elapsed() > HEALTHY_LIFE || model.has_answered();
+                failures = if healthy { 1 } else { failures + 1 };
                 tracing::warn!(model = %model.name, %exit, failures, "an engine died");
                 revive(&model, exit, failures, &shutdown).await;
             }
@@ -222,11 +228,15 @@ async fn asked_to_end(states: &mut watch::Receiver<State>) -> End {
 
 /// Publishes a death and asks for the next start, unless there were too many.
 async fn revive(model: &Supervised, exit: Exit, failures: u32, shutdown: &CancellationToken) {
-    if failures == 1 {
+    let pause = if failures == 1 { Duration::ZERO } else { pause(failures) };
+    if pause <= WAITED_PAUSE {
         model.state.send_replace(State::Starting { since: Instant::now() });
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
         return;
     }
-    let pause = pause(failures);
     let error = EngineError::Unreachable {
         model: model.name.as_ref().to_owned(),
         reason: format!("{exit}, and it is started again in a while"),

@@ -89,13 +89,18 @@ begin
     update public.offers set reputation = v_standing where provider_id = v_provider and reputation <> v_standing;
   end loop;
 
-  -- A success counts where there is a fault or a pause to be forgiven.
+  -- What runs on an engine dies with it: what fails within a second is one fault. A success counts where there is
+  -- a fault or a pause to be forgiven.
   insert into infernet.node_faults (node_id, code, at)
-  select f.provider_id, f.code, f.noted_at from unnest(v_facts) f
-  where f.code in ('engine_failed', 'engine_unavailable', 'not_started')
-     or (f.code is null and (exists (select from infernet.node_faults n where n.node_id = f.provider_id)
-                             or exists (select from public.node_stops s where s.node_id = f.provider_id and s.pauses > 0)
-                             or exists (select from unnest(v_facts) o where o.provider_id = f.provider_id and o.code is not null)))
+  select f.provider_id, f.code, f.noted_at
+  from (select o.*, row_number() over (partition by o.provider_id, o.code is null, date_trunc('second', o.noted_at) order by o.id) as n
+        from unnest(v_facts) o where o.code is null or o.code in ('engine_failed', 'engine_unavailable', 'not_started')) f
+  where case when f.code is null
+    then exists (select from infernet.node_faults n where n.node_id = f.provider_id)
+         or exists (select from public.node_stops s where s.node_id = f.provider_id and s.pauses > 0)
+         or exists (select from unnest(v_facts) o where o.provider_id = f.provider_id and o.code is not null)
+    else f.n = 1 and not exists (select from infernet.node_faults n where n.node_id = f.provider_id and n.code is not null
+                                   and date_trunc('second', n.at) = date_trunc('second', f.noted_at)) end
   order by f.id;
 
   update infernet.pulse set jobs_completed = jobs_completed + (select count(*) from unnest(v_facts) f where f.code is null);

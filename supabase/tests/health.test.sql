@@ -29,7 +29,7 @@ select tests.pass_time('2 minutes'), infernet.tick();
 select matches(tests.findings(), 'warning: Jobs that wait for m, which no node online serves: 2, the oldest for 2 min', 'jobs that no node serves are a finding');
 select is(tests.as('olga', 'public.health()') #> '{queue,models,0}', '{"model":"m","online":0,"waiting":2,"oldest_secs":120}', 'with their model');
 
-select tests.note_fault(tests.subject('n1'), 'engine_failed') from generate_series(1, 3);
+select tests.note_fault(tests.subject('n1'), 'engine_failed', infernet.clock() - make_interval(secs => s)) from generate_series(3, 1, -1) s;
 select tests.as('n1', 'public.heartbeat()'), infernet.tick();
 select matches(tests.findings(), 'warning: Nodes that are paused, .* 1 of 1', 'paused nodes are a finding');
 select tests.node('n2', 'carol', 'pending');

@@ -127,8 +127,13 @@ select matches(tests.state_of($$select tests.call_on('carol', 'resume_node', 'n1
 select is(tests.call_on('olga', 'resume_node', 'n1') ->> 'status', 'online', 'resuming ends an open window');
 
 -- ------------------------------------------------------------ pauses
+-- Each in a second of its own.
+create sequence tests.fault_number;
 create function tests.fault(p_node text, p_code text default 'engine_failed', p_times int default 1) returns void
-language sql as $$ select tests.note_fault(tests.subject(p_node), p_code) from generate_series(1, p_times) $$;
+language sql as $$
+  select tests.note_fault(tests.subject(p_node), p_code, infernet.clock() - make_interval(secs => nextval('tests.fault_number')))
+  from generate_series(1, p_times)
+$$;
 select tests.fault('n1', c, 5) from unnest(array['bad_request', 'shutdown', 'deadline', 'node_lost', 'cancelled']) c;
 select is((select count(*) from infernet.node_faults), 0::bigint, 'nobody is blamed for what is not the engine''s fault');
 select tests.fault('n1', 'engine_failed', 2), infernet.tick();
@@ -137,6 +142,12 @@ select tests.note_success(tests.subject('n1')), infernet.tick();
 select is((select count(*) from infernet.node_faults), 0::bigint, 'a success forgets them');
 select tests.note_success(tests.subject('n1'));
 select is((select count(*) from infernet.node_faults), 0::bigint, 'and writes nothing where there is nothing to forget');
+select tests.note_fault(tests.subject('n1'), 'engine_failed') from generate_series(1, 4);
+select infernet.tick(), tests.note_fault(tests.subject('n1'), 'engine_unavailable');
+select infernet.tick();
+select is((select count(*) from infernet.node_faults), 1::bigint, 'what dies with one engine is one fault');
+select is(tests.status('n1'), 'online', 'which pauses nobody');
+select tests.note_success(tests.subject('n1')), infernet.tick();
 select tests.fault('n1', 'engine_unavailable', 2), infernet.tick();
 select tests.pass_time('10 minutes'), infernet.tick(), infernet.tick(), tests.beat('n1'), tests.beat('n2');
 select tests.fault('n1', 'engine_unavailable', 2), infernet.tick();
@@ -178,12 +189,13 @@ select is(tests.status('n1'), 'online', 'a limit of 0 pauses nobody');
 update public.settings set value = '3' where key = 'fault_limit';
 select tests.call_on('carol', 'resume_node', 'n1') is not null;
 
--- The same by real attempts: three jobs that fail on it pause a node, and its queue waits for others.
+-- The same by real attempts: three jobs that fail on it one after another pause a node, and its queue waits for others.
 create temp table failing as select ('00000000-0000-7000-8000-00000000010' || i)::uuid as job from generate_series(1, 4) i;
 select tests.beat('n2', true) is not null, tests.beat('n1') is not null;
 select tests.submit('alice', job) is not null from failing limit 3;
 select tests.start('n1', tests.attempt(job), '11111111-1111-4111-8111-111111111111') is not null from failing where tests.attempt(job) is not null;
-select tests.as('n1', format('public.fail_attempt(%L, ''11111111-1111-4111-8111-111111111111'', ''engine_failed'', ''It died.'')', tests.attempt(job))) is not null
+select tests.as('n1', format('public.fail_attempt(%L, ''11111111-1111-4111-8111-111111111111'', ''engine_failed'', ''It died.'')', tests.attempt(job))) is not null,
+  tests.pass_time('1 second')
 from failing where tests.attempt(job) is not null;
 select infernet.tick() is not null;
 select is(tests.status('n1'), 'paused', 'three jobs that fail on it pause a node');
