@@ -76,6 +76,8 @@ async fn run(
             "delay_p50_ms": percentile(&late, 0.5),
             "delay_p99_ms": percentile(&late, 0.99),
             "delay_max_ms": percentile(&late, 1.0),
+            // Where in the answer the late ones are: index and milliseconds.
+            "late": late.iter().enumerate().filter(|(_index, delay)| **delay > 5.0).map(|(index, delay)| json!([index, delay.round()])).collect::<Vec<_>>(),
         }));
         delays.extend(late);
     }

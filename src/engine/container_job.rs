@@ -27,11 +27,11 @@ use crate::engine::docker::{ContainerHost, Exit, Reading, Written};
 use crate::engine::error::EngineError;
 use crate::engine::openai::{EngineEvent, Finish, Usage};
 use crate::engine::output_files::{self, OutputFault};
-use crate::engine::pool::Settings;
 use crate::engine::room::{Need, Reservation};
 use crate::engine::sandbox::{
     BindMount, LABEL_ATTEMPT, LABEL_ENGINE, LABEL_NODE, Network, Sandbox,
 };
+use crate::engine::supervised::Settings;
 use crate::engine::supervisor::NAME_PREFIX;
 
 /// Where a container finds its input, and where it may leave its output.

@@ -5,8 +5,8 @@
 //! grow, [`docker`] talks to Docker or Podman, [`pool`] hands out engines and
 //! `supervisor` starts them on demand, keeps them warm and restarts them, `room` divides
 //! the machine's memory among them, `slots` keeps the prompts of consumers apart,
-//! [`openai`] speaks to them and streams their answers over the connections of
-//! [`transport`], through a [`relay`] where an engine knows ports only. [`container_job`]
+//! [`request`] says what they are asked, [`openai`] streams their answers over the
+//! connections of [`transport`], through a [`relay`] where an engine knows ports only. [`container_job`]
 //! runs one fresh container a job and `output_files` takes out what it left.
 //! [`model_file`] knows the digests of models, [`pull`] and [`fetch`] get what is not here,
 //! [`found`] finds servers that are here already, [`escapes`] the ways out of containers that
@@ -32,9 +32,11 @@ mod output_files;
 pub mod pool;
 pub mod pull;
 pub mod relay;
+pub mod request;
 mod room;
 pub mod sandbox;
 mod slots;
+mod supervised;
 mod supervisor;
 mod tool_calls;
 pub mod transport;
@@ -43,8 +45,10 @@ pub use catalogue::{Catalogue, EngineEntry, EngineKind, ServedModel};
 pub use container_job::{ContainerRequest, JobImage, JobInput, JobOutput};
 pub use error::EngineError;
 pub use fetch::Progress;
-pub use openai::{EngineEvent, EngineRequest, EngineStream, Finish, RequestKind, Usage};
-pub use pool::{Engine, EngineConfig, EnginePool, EngineState, Work};
+pub use openai::{EngineEvent, EngineStream, Finish, Usage};
+pub use pool::{EngineConfig, EnginePool, EngineState, Work};
 pub use pull::Pulled;
+pub use request::{EngineRequest, RequestKind};
 pub use room::Budget;
+pub use supervised::Engine;
 pub use tool_calls::TOOL_CALLS_MARK;

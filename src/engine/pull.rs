@@ -11,7 +11,7 @@ use super::container_job::JobImage;
 use super::docker::ContainerHost;
 use super::error::EngineError;
 use super::fetch::{Progress, fetch};
-use super::pool::{Settings, Supervised};
+use super::supervised::{Settings, Supervised};
 
 /// How an entry of the catalogue says that its image has a registry.
 const FROM_REGISTRY: &str = "docker pull ";

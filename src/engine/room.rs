@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::engine::error::EngineError;
-use crate::engine::pool::Supervised;
+use crate::engine::supervised::Supervised;
 
 /// How long a start waits for room.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -17,12 +17,12 @@ use tokio_util::sync::CancellationToken;
 use crate::engine::catalogue::{EngineEntry, EngineKind, GpuNeed, ModelForm, SOCKET_DIRECTORY};
 use crate::engine::docker::{ContainerHost, Exit};
 use crate::engine::error::EngineError;
-use crate::engine::pool::{Container, Engine, State, Supervised};
 use crate::engine::relay::RelayProgram;
 use crate::engine::room::Need;
 use crate::engine::sandbox::{
     BindMount, LABEL_ENGINE, LABEL_MODEL, LABEL_NODE, NOBODY, Network, Sandbox,
 };
+use crate::engine::supervised::{Container, Engine, State, Supervised};
 use crate::engine::transport::{Address, Transport};
 
 /// Begins the name of every container and socket directory.

@@ -179,7 +179,7 @@ fn read_kernel_log() -> std::io::Result<Vec<String>> {
                     lines.push(line.lines().next().unwrap_or_default().to_owned());
                 }
             }
-            // The end for now.
+            // Nothing more was written yet.
             Err(error) if error.kind() == ErrorKind::WouldBlock => break,
             // Lines were overwritten meanwhile; the next read goes on behind them.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => {}

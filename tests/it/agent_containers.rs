@@ -87,6 +87,16 @@ async fn containers_and_completions_run_from_end_to_end() {
     let vectors: Vec<Vec<f64>> = serde_json::from_str(&said).unwrap();
     assert_eq!((vectors.len(), vectors[0].len()), (1, 576));
 
+    let output = run(&node.folder, &["model", "ps", "--json"]).await;
+    assert!(output.status.success(), "{}", talk(&output));
+    let mut warm: Vec<String> = String::from_utf8(output.stdout)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["model"].to_string())
+        .collect();
+    warm.sort();
+    assert_eq!(warm, [format!("\"{MODEL}\""), "\"vectors\"".to_owned()]);
+
     // Both wait for their slot in turn, and nothing is left when the agent ends.
     let body = |text: &str| json!({"input": text, "args": []});
     let mut jobs = Vec::new();
