@@ -42,6 +42,7 @@ mod start;
 mod status;
 mod stop;
 mod table;
+mod top;
 #[cfg(feature = "stack")]
 mod up;
 mod verify;
@@ -148,6 +149,8 @@ enum Command {
     Service(service::Args),
     /// Show how this machine's node is
     Status(status::Args),
+    /// Watch this machine's node at work
+    Top(top::Args),
     /// Ask a model and print the answer while it is written
     Run(run::Args),
     /// Submit, list, show, follow, cancel and retry jobs
@@ -229,6 +232,7 @@ impl Command {
             Self::Resume(args) => resume::run(&args, &context).await,
             Self::Service(args) => Box::pin(service::run(&args, &context)).await,
             Self::Status(args) => status::run(&args, &context).await,
+            Self::Top(args) => Box::pin(top::run(&args, &context)).await,
             Self::Run(args) => run::run(args, &context).await,
             Self::Job(args) => Box::pin(job::run(args, &context)).await,
             Self::Batch(args) => batch::run(args, &context).await,

@@ -8,10 +8,11 @@ use tokio::time::timeout;
 
 use super::Context;
 use super::table::{Table, Tone, cell, offer_table};
-use crate::agent::process;
+use crate::agent::admin;
+use crate::agent::process::{self, ProcessFiles};
 use crate::agent::status::{self, AgentStatus, Phase, Wakeups};
 use crate::command_error::{CommandError, RelayedError};
-use crate::control::rpc::{NodeStatus, Rpc};
+use crate::control::rpc::{NodeStatus, OwnerEarnings, Rpc};
 
 /// How long the control plane may take; what this machine knows is shown anyway.
 const ANSWER_TIME: Duration = Duration::from_secs(4);
@@ -29,6 +30,8 @@ struct Report {
     agent: Option<AgentStatus>,
     /// The control plane's view.
     node: Option<NodeStatus>,
+    /// What all nodes of the owner earned, where the owner's key is here.
+    owner: Option<OwnerEarnings>,
     /// Why there is no view of the control plane.
     trouble: Option<RelayedError>,
     /// Where a background agent logs.
@@ -44,10 +47,8 @@ pub(crate) async fn run(_args: &Args, context: &Context) -> Result<(), CommandEr
     let agent = running.and_then(|pid| {
         status::read(&files.status()).filter(|status| i64::from(status.pid) == i64::from(pid))
     });
-    let seen = match context.node().await {
-        Ok(rpc) => ask(&rpc).await,
-        Err(error) => Err(error),
-    };
+    let owner = async { owner_earnings(owner(context).await.as_ref()).await };
+    let (seen, owner) = tokio::join!(standing(running.is_some(), &files, context), owner);
     let (node, trouble) = match seen {
         Ok(node) => (Some(node), None),
         Err(error) => (None, Some(error)),
@@ -56,6 +57,7 @@ pub(crate) async fn run(_args: &Args, context: &Context) -> Result<(), CommandEr
         running,
         agent,
         node,
+        owner,
         trouble: trouble.as_ref().map(RelayedError::from),
         log: files.log().display().to_string(),
     };
@@ -75,6 +77,33 @@ pub(crate) async fn run(_args: &Args, context: &Context) -> Result<(), CommandEr
         context.output.talk("\nStart it with: infernet start");
     }
     Ok(())
+}
+
+/// Asks how the control plane sees the node: by the agent, which is signed in, or
+/// else by the node's own key.
+async fn standing(
+    runs: bool,
+    files: &ProcessFiles,
+    context: &Context,
+) -> Result<NodeStatus, CommandError> {
+    if runs && let Ok(Ok(status)) = timeout(ANSWER_TIME, admin::standing(files)).await {
+        return Ok(status);
+    }
+    ask(&context.node().await?).await
+}
+
+/// Acts as the owner, where its key is on this machine.
+pub(super) async fn owner(context: &Context) -> Option<Rpc> {
+    if !context.directories.owner_key().exists() {
+        return None;
+    }
+    timeout(ANSWER_TIME, context.user(None)).await.ok()?.ok()
+}
+
+/// Asks what all nodes of an owner earned; none while the control plane is away,
+/// which is told with the node.
+pub(super) async fn owner_earnings(owner: Option<&Rpc>) -> Option<OwnerEarnings> {
+    timeout(ANSWER_TIME, owner?.my_earnings()).await.ok()?.ok()
 }
 
 /// Asks the control plane, not for longer than a person likes to wait.
@@ -120,11 +149,15 @@ fn sheet(report: &Report) -> Table {
         sheet.fact("In 30 days", status.earnings.days30);
         sheet.fact("In all", status.earnings.total);
     }
+    if let Some(owner) = report.owner {
+        sheet.fact("Not paid out yet", format!("{}, of all nodes of the owner", owner.pending));
+    }
     sheet.fact("Log", &report.log);
     sheet
 }
 
-const fn phase_tone(phase: Phase) -> Tone {
+/// Returns the colour of what the agent does.
+pub(super) const fn phase_tone(phase: Phase) -> Tone {
     match phase {
         Phase::Running => Tone::Good,
         Phase::Draining | Phase::Stopped | Phase::Unreachable => Tone::Warning,
@@ -132,7 +165,8 @@ const fn phase_tone(phase: Phase) -> Tone {
     }
 }
 
-fn phase_words(phase: Phase) -> &'static str {
+/// Says what the agent does.
+pub(super) fn phase_words(phase: Phase) -> &'static str {
     match phase {
         Phase::Running => "running",
         Phase::Draining => "ending: takes no more work and finishes what it holds",
@@ -143,7 +177,8 @@ fn phase_words(phase: Phase) -> &'static str {
     }
 }
 
-fn wakeup_words(wakeups: Wakeups) -> &'static str {
+/// Says how the agent hears of work.
+pub(super) fn wakeup_words(wakeups: Wakeups) -> &'static str {
     match wakeups {
         Wakeups::Realtime => "at once, by Realtime",
         Wakeups::Heartbeat => "by heartbeat, because Realtime is not to be had",
@@ -167,7 +202,7 @@ fn standing_words(approval: Option<&str>, status: &str) -> String {
 }
 
 /// Says how long ago it was, in its largest unit.
-fn ago(time: Timestamp) -> String {
+pub(super) fn ago(time: Timestamp) -> String {
     let secs = Timestamp::now().as_second().saturating_sub(time.as_second()).max(0);
     let (count, unit) = match secs {
         0..60 => (secs, "s"),

@@ -103,6 +103,16 @@ impl Cell {
         self
     }
 
+    /// Returns its text.
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Returns what it means.
+    pub(crate) const fn tone_of(&self) -> Tone {
+        self.tone
+    }
+
     fn width(&self) -> usize {
         self.text.width()
     }
@@ -127,7 +137,7 @@ impl Cell {
 
 /// Makes one line of a text: what ends lines or commands a terminal becomes a
 /// space.
-fn on_one_line(text: &str) -> String {
+pub(crate) fn on_one_line(text: &str) -> String {
     if !text.chars().any(is_command) {
         return text.to_owned();
     }
@@ -174,6 +184,28 @@ impl Table {
         }
     }
 
+    /// Returns the names of its columns; none for a sheet.
+    pub(crate) fn heading(&self) -> &[&'static str] {
+        &self.heading
+    }
+
+    /// Returns its rows, without the heading.
+    pub(crate) fn rows(&self) -> &[Vec<Cell>] {
+        &self.rows
+    }
+
+    /// Returns the width of each column, that of its name included.
+    pub(crate) fn widths(&self) -> Vec<usize> {
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0).max(self.heading.len());
+        (0..columns)
+            .map(|column| {
+                let name = self.heading.get(column).map_or(0, |name| name.width());
+                let cells = self.rows.iter().filter_map(|row| row.get(column)).map(Cell::width);
+                cells.max().unwrap_or(0).max(name)
+            })
+            .collect()
+    }
+
     /// Lays it out for whoever reads, without a newline at its end.
     pub(crate) fn text(&self, output: &Output) -> String {
         let lines: Vec<String> = match output.width() {
@@ -188,12 +220,7 @@ impl Table {
             self.heading.iter().map(|name| cell(name).tone(Tone::Dim)).collect();
         let rows: Vec<&Vec<Cell>> =
             (!heading.is_empty()).then_some(&heading).into_iter().chain(&self.rows).collect();
-        let columns = rows.iter().map(|row| row.len()).max().unwrap_or(0);
-        let widths: Vec<usize> = (0..columns)
-            .map(|column| {
-                rows.iter().filter_map(|row| row.get(column)).map(Cell::width).max().unwrap_or(0)
-            })
-            .collect();
+        let widths = self.widths();
         // A sheet's values are wrapped by the terminal: nothing of them is lost.
         let cuts = !self.heading.is_empty();
         rows.into_iter().map(|row| line(row, &widths, cuts.then_some(width), output)).collect()

@@ -77,6 +77,8 @@ mod cli_ids;
 #[cfg(feature = "stack")]
 mod cli_model;
 #[cfg(feature = "stack")]
+mod cli_top;
+#[cfg(feature = "stack")]
 mod consumer;
 mod engine_apart;
 mod engine_docker_away;
