@@ -7,12 +7,13 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use super::Context;
-use super::table::{Table, Tone, cell, offer_table};
+use super::table::{Cell, Table, Tone, cell, offer_table};
 use crate::agent::admin;
 use crate::agent::process::{self, ProcessFiles};
 use crate::agent::status::{self, AgentStatus, Phase, Wakeups};
 use crate::command_error::{CommandError, RelayedError};
 use crate::control::rpc::{NodeStatus, OwnerEarnings, Rpc};
+use crate::id::UserId;
 
 /// How long the control plane may take; what this machine knows is shown anyway.
 const ANSWER_TIME: Duration = Duration::from_secs(4);
@@ -30,7 +31,7 @@ struct Report {
     agent: Option<AgentStatus>,
     /// The control plane's view.
     node: Option<NodeStatus>,
-    /// What all nodes of the owner earned, where the owner's key is here.
+    /// What all nodes of the node's owner earned, where the owner's key is here.
     owner: Option<OwnerEarnings>,
     /// Why there is no view of the control plane.
     trouble: Option<RelayedError>,
@@ -47,8 +48,8 @@ pub(crate) async fn run(_args: &Args, context: &Context) -> Result<(), CommandEr
     let agent = running.and_then(|pid| {
         status::read(&files.status()).filter(|status| i64::from(status.pid) == i64::from(pid))
     });
-    let owner = async { owner_earnings(owner(context).await.as_ref()).await };
-    let (seen, owner) = tokio::join!(standing(running.is_some(), &files, context), owner);
+    let person = async { person_earnings(owner(context).await.as_ref()).await };
+    let (seen, person) = tokio::join!(standing(running.is_some(), &files, context), person);
     let (node, trouble) = match seen {
         Ok(node) => (Some(node), None),
         Err(error) => (None, Some(error)),
@@ -56,8 +57,8 @@ pub(crate) async fn run(_args: &Args, context: &Context) -> Result<(), CommandEr
     let report = Report {
         running,
         agent,
+        owner: of_owner(person, node.as_ref()),
         node,
-        owner,
         trouble: trouble.as_ref().map(RelayedError::from),
         log: files.log().display().to_string(),
     };
@@ -100,10 +101,29 @@ pub(super) async fn owner(context: &Context) -> Option<Rpc> {
     timeout(ANSWER_TIME, context.user(None)).await.ok()?.ok()
 }
 
-/// Asks what all nodes of an owner earned; none while the control plane is away,
-/// which is told with the node.
-pub(super) async fn owner_earnings(owner: Option<&Rpc>) -> Option<OwnerEarnings> {
-    timeout(ANSWER_TIME, owner?.my_earnings()).await.ok()?.ok()
+/// What all nodes of a person earned.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PersonEarnings {
+    person: UserId,
+    earnings: OwnerEarnings,
+}
+
+/// Asks what all nodes of the person of this machine earned; none while the control
+/// plane is away, which is told with the node.
+pub(super) async fn person_earnings(person: Option<&Rpc>) -> Option<PersonEarnings> {
+    let person = person?;
+    let earnings = timeout(ANSWER_TIME, person.my_earnings()).await.ok()?.ok()?;
+    let signed_in = person.session()?.signed_in()?;
+    Some(PersonEarnings { person: UserId::from_uuid(signed_in.subject), earnings })
+}
+
+/// Returns what the owner of a node earned, if that is the person of this machine.
+pub(super) fn of_owner(
+    person: Option<PersonEarnings>,
+    node: Option<&NodeStatus>,
+) -> Option<OwnerEarnings> {
+    let PersonEarnings { person, earnings } = person?;
+    (node?.node.owner.as_str()? == person.to_string()).then_some(earnings)
 }
 
 /// Asks the control plane, not for longer than a person likes to wait.
@@ -148,12 +168,18 @@ fn sheet(report: &Report) -> Table {
         sheet.fact("Earned today", status.earnings.today);
         sheet.fact("In 30 days", status.earnings.days30);
         sheet.fact("In all", status.earnings.total);
-    }
-    if let Some(owner) = report.owner {
-        sheet.fact("Not paid out yet", format!("{}, of all nodes of the owner", owner.pending));
+        sheet.fact_cell("Not paid out", pending(report.owner));
     }
     sheet.fact("Log", &report.log);
     sheet
+}
+
+/// Says what is not paid out, or who knows.
+fn pending(owner: Option<OwnerEarnings>) -> Cell {
+    match owner {
+        Some(owner) => cell(format!("{}, of all nodes of the owner", owner.pending)),
+        None => cell("told where the owner's key is: infernet owner show").tone(Tone::Dim),
+    }
 }
 
 /// Returns the colour of what the agent does.

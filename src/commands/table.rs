@@ -16,6 +16,9 @@ use crate::control::rpc::Offer;
 /// The least that is left of a last cell that is cut.
 const LEAST_REST: usize = 12;
 
+/// The columns of a terminal between two columns of a table.
+const COLUMN_GAP: usize = 2;
+
 /// What a cell means, which is its colour.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Tone {
@@ -109,16 +112,17 @@ impl Cell {
     }
 
     /// Returns what it means.
-    pub(crate) const fn tone_of(&self) -> Tone {
+    pub(crate) const fn meaning(&self) -> Tone {
         self.tone
     }
 
-    fn width(&self) -> usize {
+    /// Returns its width in columns.
+    pub(crate) fn width(&self) -> usize {
         self.text.width()
     }
 
     /// Leaves so many columns of it.
-    fn cut(&self, width: usize) -> Self {
+    pub(crate) fn cut(&self, width: usize) -> Self {
         if self.width() <= width {
             return self.clone();
         }
@@ -137,7 +141,7 @@ impl Cell {
 
 /// Makes one line of a text: what ends lines or commands a terminal becomes a
 /// space.
-pub(crate) fn on_one_line(text: &str) -> String {
+fn on_one_line(text: &str) -> String {
     if !text.chars().any(is_command) {
         return text.to_owned();
     }
@@ -184,18 +188,64 @@ impl Table {
         }
     }
 
-    /// Returns the names of its columns; none for a sheet.
-    pub(crate) fn heading(&self) -> &[&'static str] {
-        &self.heading
+    /// Returns how many rows it has, without the heading.
+    pub(crate) fn len(&self) -> usize {
+        self.rows.len()
     }
 
-    /// Returns its rows, without the heading.
-    pub(crate) fn rows(&self) -> &[Vec<Cell>] {
-        &self.rows
+    /// Returns the width that all of it takes.
+    pub(crate) fn width(&self) -> usize {
+        let widths = self.widths();
+        widths.iter().sum::<usize>() + COLUMN_GAP * widths.len().saturating_sub(1)
+    }
+
+    /// Leaves columns out, in the order in which they are named, until all of it
+    /// takes so many columns of a terminal or no name is left.
+    #[must_use]
+    pub(crate) fn narrowed(mut self, width: usize, spare: &[&str]) -> Self {
+        for name in spare {
+            if self.width() <= width {
+                break;
+            }
+            let Some(column) = self.heading.iter().position(|heading| heading == name) else {
+                continue;
+            };
+            self.heading.remove(column);
+            for row in self.rows.iter_mut().filter(|row| column < row.len()) {
+                row.remove(column);
+            }
+        }
+        self
+    }
+
+    /// Lays it out for whoever reads, without a newline at its end.
+    pub(crate) fn text(&self, output: &Output) -> String {
+        let lines: Vec<String> = match output.width() {
+            // A sheet's values are wrapped by the terminal: nothing of them is lost.
+            Some(width) => self
+                .lines((!self.heading.is_empty()).then_some(usize::from(width)))
+                .iter()
+                .map(|line| {
+                    line.iter().map(|piece| piece.tone.paint(&piece.text, output)).collect()
+                })
+                .collect(),
+            None => self.rows.iter().map(|row| joined(row)).collect(),
+        };
+        lines.join("\n")
+    }
+
+    /// Lays it out in columns, its heading first: the pieces of each line. The last
+    /// cell of a line does not pass the width, if there is one.
+    pub(crate) fn lines(&self, width: Option<usize>) -> Vec<Vec<Cell>> {
+        let heading: Vec<Cell> =
+            self.heading.iter().map(|name| cell(name).tone(Tone::Dim)).collect();
+        let rows = (!heading.is_empty()).then_some(&heading).into_iter().chain(&self.rows);
+        let widths = self.widths();
+        rows.map(|row| line(row, &widths, width)).collect()
     }
 
     /// Returns the width of each column, that of its name included.
-    pub(crate) fn widths(&self) -> Vec<usize> {
+    fn widths(&self) -> Vec<usize> {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0).max(self.heading.len());
         (0..columns)
             .map(|column| {
@@ -205,26 +255,6 @@ impl Table {
             })
             .collect()
     }
-
-    /// Lays it out for whoever reads, without a newline at its end.
-    pub(crate) fn text(&self, output: &Output) -> String {
-        let lines: Vec<String> = match output.width() {
-            Some(width) => self.aligned(usize::from(width), output),
-            None => self.rows.iter().map(|row| joined(row)).collect(),
-        };
-        lines.join("\n")
-    }
-
-    fn aligned(&self, width: usize, output: &Output) -> Vec<String> {
-        let heading: Vec<Cell> =
-            self.heading.iter().map(|name| cell(name).tone(Tone::Dim)).collect();
-        let rows: Vec<&Vec<Cell>> =
-            (!heading.is_empty()).then_some(&heading).into_iter().chain(&self.rows).collect();
-        let widths = self.widths();
-        // A sheet's values are wrapped by the terminal: nothing of them is lost.
-        let cuts = !self.heading.is_empty();
-        rows.into_iter().map(|row| line(row, &widths, cuts.then_some(width), output)).collect()
-    }
 }
 
 /// Joins cells by tabs.
@@ -233,8 +263,8 @@ fn joined(row: &[Cell]) -> String {
 }
 
 /// Lays one row out; `most` is the width that its last column may not pass.
-fn line(row: &[Cell], widths: &[usize], most: Option<usize>, output: &Output) -> String {
-    let mut line = String::new();
+fn line(row: &[Cell], widths: &[usize], most: Option<usize>) -> Vec<Cell> {
+    let mut line = Vec::new();
     let mut used = 0;
     let last = widths.len().saturating_sub(1);
     for (column, (cell, width)) in row.iter().zip(widths).enumerate() {
@@ -242,13 +272,19 @@ fn line(row: &[Cell], widths: &[usize], most: Option<usize>, output: &Output) ->
             Some(most) if column == last => cell.cut(most.saturating_sub(used).max(LEAST_REST)),
             _ => cell.clone(),
         };
-        line.push_str(&cut.tone.paint(&cut.text, output));
+        let rest = width.saturating_sub(cut.width()) + COLUMN_GAP;
+        line.push(cut);
         if row[column + 1..].iter().any(|later| !later.text.is_empty()) {
-            line.extend(std::iter::repeat_n(' ', width - cut.width() + 2));
+            line.push(gap(rest));
         }
-        used += width + 2;
+        used += width + COLUMN_GAP;
     }
     line
+}
+
+/// Makes a piece of a line that is empty.
+pub(crate) fn gap(width: usize) -> Cell {
+    Cell { text: " ".repeat(width), tone: Tone::Plain }
 }
 
 /// Lays out what a node offers.
@@ -308,6 +344,17 @@ mod tests {
             sheet.text(&Output::of_terminal(20, false)),
             "x  0123456789012345678901234567890"
         );
+    }
+
+    #[test]
+    fn columns_that_can_be_spared_make_room() {
+        let narrowed = |width| {
+            let table = jobs().narrowed(width, &["state", "unknown", "job"]);
+            table.text(&Output::of_terminal(200, false))
+        };
+        assert_eq!(narrowed(31), jobs().text(&Output::of_terminal(200, false)));
+        assert_eq!(narrowed(30), "job    title\n12345  one two three\n6");
+        assert_eq!(narrowed(5), "title\none two three\n");
     }
 
     #[test]

@@ -3,12 +3,19 @@
 mod panels;
 mod view;
 
-use std::io;
+use std::io::{self, Stdout};
+use std::panic;
 use std::time::Duration;
 
+use crossterm::cursor::Show;
 use crossterm::event::{Event, EventStream, KeyCode, KeyEventKind, KeyModifiers};
+use crossterm::execute;
+use crossterm::terminal::{
+    EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
+};
 use futures_util::StreamExt as _;
-use ratatui::DefaultTerminal;
+use ratatui_core::terminal::Terminal;
+use ratatui_crossterm::CrosstermBackend;
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -28,12 +35,13 @@ const LOG_LINES: usize = 100;
 const LOG_LINES_ONCE: usize = 10;
 
 /// How often the control plane is asked what was earned.
-const EARNINGS_PAUSE: Duration = Duration::from_secs(15);
+const EARNINGS_PAUSE: Duration = Duration::from_secs(5);
 
 /// The arguments of `infernet top`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-q ends it. Without a terminal it prints once; with --json, an object each time it looks.")]
+q ends it. Without a terminal it prints once; with --json, an object each time it looks.
+What is not paid out yet is told where the owner's key is.")]
 pub(crate) struct Args {
     /// Print once and end
     #[arg(short = '1', long)]
@@ -60,14 +68,15 @@ struct Seen {
 pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), CommandError> {
     let files = context.process_files();
     let output = context.output;
-    let live = !args.once && (output.is_terminal() || output.is_json());
+    let live = !args.once && (output.is_json() || output.is_terminal() && can_be_drawn_on());
     let lines = if live { LOG_LINES } else { LOG_LINES_ONCE };
     let agent = admin::snapshot(&files, lines).await?;
     let mut seen = Seen { agent, node: None, owner: None, trouble: None };
     if !live {
-        let owner = status::owner(context).await;
-        (seen.node, seen.owner) =
-            tokio::join!(standing(&files), status::owner_earnings(owner.as_ref()));
+        let person = async { status::person_earnings(status::owner(context).await.as_ref()).await };
+        let (node, person) = tokio::join!(standing(&files), person);
+        seen.owner = status::of_owner(person, node.as_ref());
+        seen.node = node;
         output.show(&seen, || panels::once(&seen, &output))?;
         return Ok(());
     }
@@ -105,11 +114,12 @@ async fn run_earnings(files: &ProcessFiles, context: &Context, seen: &watch::Sen
         if person.is_none() {
             person = status::owner(context).await;
         }
-        let (node, owner) = tokio::join!(standing(files), status::owner_earnings(person.as_ref()));
+        let (node, earned) =
+            tokio::join!(standing(files), status::person_earnings(person.as_ref()));
         seen.send_modify(|seen| {
             // What was known stays while the control plane is away.
             seen.node = node.or(seen.node.take());
-            seen.owner = owner.or(seen.owner);
+            seen.owner = status::of_owner(earned, seen.node.as_ref()).or(seen.owner);
         });
         sleep(EARNINGS_PAUSE).await;
     }
@@ -120,8 +130,12 @@ async fn run_screen(seen: watch::Receiver<Seen>, context: &Context) -> Result<()
     if context.output.is_json() {
         return run_objects(seen, context).await;
     }
-    let screen = FullScreen::open()?;
-    run_keys(screen, seen, context.output.has_colour()).await
+    let unfit = |error: io::Error| {
+        CommandError::user(format!("This terminal cannot be drawn on: {error}"))
+            .hint("Print once instead: infernet top -1")
+    };
+    let screen = FullScreen::open().map_err(unfit)?;
+    run_keys(screen, seen, context.output.has_colour()).await.map_err(unfit)
 }
 
 /// Prints an object each time until Ctrl-C.
@@ -140,12 +154,13 @@ async fn run_objects(
     }
 }
 
-/// Draws on the screen and reads its keys.
+/// Draws on the screen, again where its size changes, and reads its keys.
 async fn run_keys(
     mut screen: FullScreen,
     mut seen: watch::Receiver<Seen>,
     colour: bool,
-) -> Result<(), CommandError> {
+) -> io::Result<()> {
+    let mut interrupts = Interrupts::new()?;
     let mut events = EventStream::new();
     loop {
         let now = seen.borrow_and_update().clone();
@@ -153,9 +168,10 @@ async fn run_keys(
         tokio::select! {
             event = events.next() => match event {
                 Some(Ok(event)) if !is_end(&event) => {}
-                Some(Err(error)) => return Err(error.into()),
+                Some(Err(error)) => return Err(error),
                 Some(Ok(_)) | None => return Ok(()),
             },
+            () = interrupts.next() => return Ok(()),
             changed = seen.changed() => if changed.is_err() { return Ok(()) },
         }
     }
@@ -173,21 +189,42 @@ fn is_end(event: &Event) -> bool {
         }
 }
 
+/// Says whether a terminal can do more than print one line after the other.
+fn can_be_drawn_on() -> bool {
+    std::env::var_os("TERM").is_some_and(|terminal| terminal != "dumb")
+}
+
 /// The whole terminal; given back when it is dropped, and before a panic speaks.
 struct FullScreen {
-    terminal: DefaultTerminal,
+    terminal: Terminal<CrosstermBackend<Stdout>>,
 }
 
 impl FullScreen {
     fn open() -> io::Result<Self> {
-        Ok(Self { terminal: ratatui::try_init()? })
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |panic| {
+            give_back();
+            before(panic);
+        }));
+        // From here on its end gives the terminal back, also halfway.
+        let mut screen = Self { terminal: Terminal::new(CrosstermBackend::new(io::stdout()))? };
+        enable_raw_mode()?;
+        execute!(io::stdout(), EnterAlternateScreen)?;
+        screen.terminal.clear()?;
+        Ok(screen)
     }
 }
 
 impl Drop for FullScreen {
     fn drop(&mut self) {
-        ratatui::restore();
+        give_back();
     }
+}
+
+/// Makes the terminal what it was before. Whoever ends can do nothing about a failure.
+fn give_back() {
+    drop(disable_raw_mode());
+    drop(execute!(io::stdout(), LeaveAlternateScreen, Show));
 }
 
 #[cfg(test)]
