@@ -55,7 +55,7 @@ impl Row {
     /// Says whether more rounds are to be played. Those that hit nothing count for
     /// nothing, and are repeated, but not for ever.
     pub(crate) fn wants_more(&self) -> bool {
-        self.rounds < self.wanted && self.missed <= self.wanted
+        self.rounds < self.wanted && self.missed <= 2 * self.wanted
     }
 
     /// Adds a round.
