@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use harness::engine::{FixedRateEngine, MODEL};
-use harness::market::{Failure, Market};
+use harness::market::{BenchMarket, Failure};
 use harness::report::{Floor, Report};
 use harness::statistics::{median, millis, percentile};
 use serde_json::json;
@@ -33,7 +33,7 @@ async fn main() -> ExitCode {
 
 async fn measure(report: &mut Report) -> Result<(), Failure> {
     let engine = FixedRateEngine::start(Duration::ZERO).await;
-    let market = Market::start(&[engine.config(1)]).await?;
+    let market = BenchMarket::start(&[engine.config(1)]).await?;
     let result = run_jobs(report, &engine, &market).await;
     market.stop().await?;
     result
@@ -42,7 +42,7 @@ async fn measure(report: &mut Report) -> Result<(), Failure> {
 async fn run_jobs(
     report: &mut Report,
     engine: &FixedRateEngine,
-    market: &Market,
+    market: &BenchMarket,
 ) -> Result<(), Failure> {
     let mut total = Vec::with_capacity(JOBS);
     let (mut to_database, mut to_start, mut to_engine) = (Vec::new(), Vec::new(), Vec::new());

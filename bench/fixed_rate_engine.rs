@@ -4,7 +4,7 @@
 //! `fixed-rate-engine [--socket PATH | --port PORT] [--interval-ms N]` serves until it
 //! is told to stop. `GET /record` tells when it wrote what.
 
-#[path = "../tests/engine/fixed_rate.rs"]
+#[path = "../tests/it/support/fixed_rate.rs"]
 mod engine;
 
 use std::path::PathBuf;

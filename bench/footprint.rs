@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use harness::engine::FixedRateEngine;
-use harness::market::{Failure, Market, released_binary};
+use harness::market::{BenchMarket, Failure, released_binary};
 use harness::process;
 use harness::report::{Floor, Report};
 use harness::statistics::{median, millis};
@@ -38,13 +38,13 @@ async fn measure(report: &mut Report) -> Result<(), Failure> {
     report.add_with_floor("binary_size", size as f64 / 1e6, "MB", Floor::AtMost(25.0));
 
     let engine = FixedRateEngine::start(Duration::ZERO).await;
-    let mut market = Market::start(&[engine.config(1)]).await?;
+    let mut market = BenchMarket::start(&[engine.config(1)]).await?;
     let result = measure_node(report, &mut market).await;
     market.stop().await?;
     result
 }
 
-async fn measure_node(report: &mut Report, market: &mut Market) -> Result<(), Failure> {
+async fn measure_node(report: &mut Report, market: &mut BenchMarket) -> Result<(), Failure> {
     let pid = market.agent_pid().ok_or("The agent ended.")?;
     // What coming up costs is no part of being idle.
     tokio::time::sleep(SETTLE).await;

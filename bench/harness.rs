@@ -9,7 +9,7 @@
 #![allow(dead_code, reason = "each benchmark uses its own part of the harness")]
 
 pub(crate) mod direct;
-#[path = "../tests/engine/fixed_rate.rs"]
+#[path = "../tests/it/support/fixed_rate.rs"]
 pub(crate) mod engine;
 pub(crate) mod market;
 pub(crate) mod process;

@@ -33,7 +33,7 @@ use harness::market::Failure;
 use harness::report::Report;
 use market::database::Database;
 use market::loaded::Loaded;
-use market::world::{Size, World};
+use market::world::{SeededMarket, Size};
 use market::{fairness, heartbeats, held, lives, loaded, notify, profile};
 
 /// The market that most measures are taken on.
@@ -110,7 +110,7 @@ async fn measure_on(
     report: &mut Report,
     chosen: &Chosen,
 ) -> Result<(), Failure> {
-    let base = World::make(database, "base", BASE).await?;
+    let base = SeededMarket::make(database, "base", BASE).await?;
     if chosen.profile {
         return profile::print(database, &base).await;
     }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use harness::direct;
 use harness::engine::{self, FixedRateEngine};
-use harness::market::{Failure, Market, Proxy, Seen};
+use harness::market::{BenchMarket, Failure, Proxy, Seen};
 use harness::report::{Floor, Report};
 use harness::statistics::{median, millis};
 use serde_json::json;
@@ -57,7 +57,7 @@ enum Address<'a> {
 /// How the market is asked.
 enum Way<'a> {
     /// By jobs of the library's own consumer.
-    Jobs(&'a Market),
+    Jobs(&'a BenchMarket),
     /// Over OpenAI's API.
     Proxy(&'a Proxy),
 }
@@ -84,7 +84,7 @@ async fn measure(report: &mut Report) -> Result<(), Failure> {
     let llama = llama_from_environment();
     let mut models = vec![engine.config(1)];
     models.extend(llama.as_ref().map(|(_name, config)| config.clone()));
-    let market = Market::start(&models).await?;
+    let market = BenchMarket::start(&models).await?;
     let result = async {
         run_fixed_rate(report, &engine, &Way::Jobs(&market)).await?;
         match &llama {
@@ -102,7 +102,7 @@ async fn measure(report: &mut Report) -> Result<(), Failure> {
 
 async fn measure_proxy(report: &mut Report) -> Result<(), Failure> {
     let engine = FixedRateEngine::start(INTERVAL).await;
-    let market = Market::start(&[engine.config(1)]).await?;
+    let market = BenchMarket::start(&[engine.config(1)]).await?;
     let result = async {
         let proxy = market.start_proxy().await?;
         let result = run_fixed_rate(report, &engine, &Way::Proxy(&proxy)).await;
@@ -146,7 +146,7 @@ async fn run_fixed_rate(
     Ok(())
 }
 
-async fn run_llama(report: &mut Report, model: &str, market: &Market) -> Result<(), Failure> {
+async fn run_llama(report: &mut Report, model: &str, market: &BenchMarket) -> Result<(), Failure> {
     // The first job starts the container; then its socket is there.
     let way = Way::Jobs(market);
     ask_market(&way, model, "Say hello.", 8).await?;

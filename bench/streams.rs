@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
 use harness::engine::{FixedRateEngine, MODEL, token};
-use harness::market::{Failure, Market, Seen};
+use harness::market::{BenchMarket, Failure, Seen};
 use harness::process;
 use harness::report::{Floor, Report};
 use harness::statistics::{millis, percentile};
@@ -39,7 +39,7 @@ async fn main() -> ExitCode {
 
 async fn measure(report: &mut Report) -> Result<(), Failure> {
     let engine = FixedRateEngine::start(INTERVAL).await;
-    let market = Market::start(&[engine.config(STREAMS)]).await?;
+    let market = BenchMarket::start(&[engine.config(STREAMS)]).await?;
     let result = run(report, &engine, &market).await;
     market.stop().await?;
     result
@@ -48,7 +48,7 @@ async fn measure(report: &mut Report) -> Result<(), Failure> {
 async fn run(
     report: &mut Report,
     engine: &FixedRateEngine,
-    market: &Market,
+    market: &BenchMarket,
 ) -> Result<(), Failure> {
     // Connections, plans and caches are warm before anything is measured.
     let warm = (0..STREAMS).map(|number| ask(market, format!("Warm-up {number}"), 10));
@@ -101,7 +101,7 @@ fn prompt(number: u32) -> String {
     format!("Stream {number}")
 }
 
-async fn ask(market: &Market, prompt: String, tokens: u32) -> Result<Seen, Failure> {
+async fn ask(market: &BenchMarket, prompt: String, tokens: u32) -> Result<Seen, Failure> {
     market.consumer.ask(MODEL, &prompt, tokens).await
 }
 

@@ -39,7 +39,7 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const JOIN_LIMIT: Duration = Duration::from_secs(10);
 
 /// A running market with one node and one consumer.
-pub(crate) struct Market {
+pub(crate) struct BenchMarket {
     directory: TempDir,
     control: Child,
     node: Child,
@@ -94,7 +94,7 @@ pub(crate) struct Seen {
     pub(crate) job: Job,
 }
 
-impl Market {
+impl BenchMarket {
     /// Starts a market whose node serves the given models: each a table of
     /// `config.toml` without its heading.
     ///

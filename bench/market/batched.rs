@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::database::Database;
 use super::life::Lane;
 use super::lives::{LANES, open_lanes};
-use super::world::{Size, World};
+use super::world::{SeededMarket, Size};
 use crate::harness::market::Failure;
 
 /// Jobs of a batch.
@@ -29,7 +29,7 @@ impl BatchLanes {
     /// # Errors
     /// The database refuses.
     pub(crate) async fn open(database: &Database) -> Result<Self, Failure> {
-        let world: Arc<World> = World::make(database, "batch", SIZE).await?;
+        let world: Arc<SeededMarket> = SeededMarket::make(database, "batch", SIZE).await?;
         let owner = database.superuser().await?;
         let mut lanes = Vec::with_capacity(LANES);
         for (lane, model) in open_lanes(database, &world).await?.into_iter().zip(&world.models) {

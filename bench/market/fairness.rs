@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::database::Database;
 use super::life::{Lane, uuid_in};
-use super::world::{Size, World, write_plan};
+use super::world::{SeededMarket, Size, write_plan};
 use crate::harness::market::Failure;
 use crate::harness::report::{Floor, Report};
 use crate::harness::statistics::percentile;
@@ -22,7 +22,7 @@ const PATIENCE: u32 = 100;
 /// # Errors
 /// A call is refused.
 pub(crate) async fn measure(database: &Database, report: &mut Report) -> Result<(), Failure> {
-    let world = World::make(database, "fair", SIZE).await?;
+    let world = SeededMarket::make(database, "fair", SIZE).await?;
     let owner = database.superuser().await?;
     let rows =
         owner.query("select id from load.consumers where world = 'fair' order by n", &[]).await?;

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::database::Database;
 use super::lives::{MEASURED, live_for, open_warm_lanes};
-use super::world::World;
+use super::world::SeededMarket;
 use crate::harness::market::Failure;
 use crate::harness::report::{Floor, Report};
 
@@ -23,7 +23,7 @@ const END: Duration = Duration::from_secs(10);
 /// A life goes wrong, or the database refuses.
 pub(crate) async fn measure(
     database: &Database,
-    world: &Arc<World>,
+    world: &Arc<SeededMarket>,
     report: &mut Report,
 ) -> Result<(), Failure> {
     let models = Arc::new(world.models.clone());

@@ -12,7 +12,7 @@ use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::database::Database;
-use super::world::World;
+use super::world::SeededMarket;
 use crate::harness::market::Failure;
 
 /// A prompt of ordinary length.
@@ -38,7 +38,7 @@ pub(crate) struct Times {
 /// One connection that acts as everybody in turn.
 pub(crate) struct Lane {
     connection: Connection,
-    world: Arc<World>,
+    world: Arc<SeededMarket>,
     claim: Statement,
     submit: Statement,
     start: Statement,
@@ -56,7 +56,10 @@ impl Lane {
     ///
     /// # Errors
     /// The database refuses.
-    pub(crate) async fn open(database: &Database, world: &Arc<World>) -> Result<Self, Failure> {
+    pub(crate) async fn open(
+        database: &Database,
+        world: &Arc<SeededMarket>,
+    ) -> Result<Self, Failure> {
         let connection = database.caller().await?;
         let claim =
             connection.prepare("select set_config('request.jwt.claims', $1, false)").await?;

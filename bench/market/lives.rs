@@ -11,7 +11,7 @@ use super::contender::Contender;
 use super::database::Database;
 use super::life::{Lane, Times};
 use super::processor::processor_time;
-use super::world::World;
+use super::world::SeededMarket;
 use crate::harness::market::Failure;
 use crate::harness::report::{Floor, Report};
 use crate::harness::statistics::{median, millis, percentile};
@@ -69,7 +69,7 @@ impl Lived {
 /// The database refuses.
 pub(crate) async fn open_lanes(
     database: &Database,
-    world: &Arc<World>,
+    world: &Arc<SeededMarket>,
 ) -> Result<Vec<Lane>, Failure> {
     let mut lanes = Vec::with_capacity(LANES);
     for _ in 0..LANES {
@@ -85,7 +85,7 @@ pub(crate) async fn open_lanes(
 /// A life goes wrong.
 pub(crate) async fn open_warm_lanes(
     database: &Database,
-    world: &Arc<World>,
+    world: &Arc<SeededMarket>,
     models: &Arc<Vec<String>>,
 ) -> Result<Vec<Lane>, Failure> {
     let lanes = open_lanes(database, world).await?;
@@ -135,7 +135,7 @@ pub(crate) async fn live_for(
 /// A life goes wrong, or a contender cannot be run.
 pub(crate) async fn measure(
     database: &Database,
-    world: &Arc<World>,
+    world: &Arc<SeededMarket>,
     report: &mut Report,
 ) -> Result<(), Failure> {
     let models = Arc::new(world.models.clone());

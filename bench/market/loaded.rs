@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::database::Database;
 use super::life::{Lane, uuid_in};
 use super::lives::{MEASURED, WARM_UP, live_for, open_lanes, open_warm_lanes};
-use super::world::{Size, World, write_plan};
+use super::world::{SeededMarket, Size, write_plan};
 use crate::harness::market::Failure;
 use crate::harness::report::{Floor, Report};
 
@@ -32,7 +32,7 @@ const TAKEN_OVER: i64 = 50;
 
 /// The large market, loaded.
 pub(crate) struct Loaded {
-    pub(crate) world: Arc<World>,
+    pub(crate) world: Arc<SeededMarket>,
     /// The models that have free slots.
     free: Arc<Vec<String>>,
 }
@@ -48,7 +48,7 @@ impl Loaded {
         report: &mut Report,
     ) -> Result<Self, Failure> {
         let begin = Instant::now();
-        let world = World::make(database, "big", BIG).await?;
+        let world = SeededMarket::make(database, "big", BIG).await?;
         let share = if small { SMALLER } else { 1 };
         let owner = database.superuser().await?;
         let last = BIG.models - 1;
@@ -83,7 +83,7 @@ impl Loaded {
 /// A life goes wrong.
 pub(crate) async fn empty_rate(
     database: &Database,
-    world: &Arc<World>,
+    world: &Arc<SeededMarket>,
     report: &mut Report,
 ) -> Result<f64, Failure> {
     let models = Arc::new(world.models.clone());

@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::database::Database;
 use super::life::{Lane, uuid_in};
-use super::world::World;
+use super::world::SeededMarket;
 use crate::harness::market::{Failure, wait_joined};
 use crate::harness::report::{Floor, Report};
 use crate::harness::statistics::percentile;
@@ -45,11 +45,11 @@ const SLOTS: u32 = 256;
 /// The node cannot be enrolled, a call is refused, or notifications are missing.
 pub(crate) async fn measure(
     database: &Database,
-    base: &Arc<World>,
+    base: &Arc<SeededMarket>,
     report: &mut Report,
 ) -> Result<(), Failure> {
     let (session, node) = enrol(database).await?;
-    let world = Arc::new(World {
+    let world = Arc::new(SeededMarket {
         consumers: base.consumers.clone(),
         nodes: HashMap::from([(node, session.keys().public_hex())]),
         models: vec![MODEL.to_owned()],
@@ -130,7 +130,7 @@ type Submitted = (usize, Uuid, Instant);
 /// was answered, which is when it had just been committed.
 async fn submit_at_rate(
     database: &Database,
-    world: &Arc<World>,
+    world: &Arc<SeededMarket>,
 ) -> Result<Vec<(Uuid, Instant)>, Failure> {
     let begin = Instant::now();
     let mut tasks: JoinSet<Result<Vec<Submitted>, Failure>> = JoinSet::new();

@@ -10,7 +10,7 @@ use infernet::stack::postgres::Connection;
 use super::database::Database;
 use super::lives::{LANES, live_for, open_warm_lanes};
 use super::processor::processor_time;
-use super::world::World;
+use super::world::SeededMarket;
 use crate::harness::market::Failure;
 
 /// How long is profiled.
@@ -26,7 +26,7 @@ const MOST: i64 = 45;
 /// # Errors
 /// A life goes wrong, or the database refuses.
 #[allow(clippy::print_stdout, reason = "the profile is the output that was asked for")]
-pub(crate) async fn print(database: &Database, world: &Arc<World>) -> Result<(), Failure> {
+pub(crate) async fn print(database: &Database, world: &Arc<SeededMarket>) -> Result<(), Failure> {
     let owner = database.superuser().await?;
     let models = Arc::new(world.models.clone());
     let lanes = open_warm_lanes(database, world, &models).await?;

@@ -21,7 +21,7 @@ pub(crate) struct Size {
 }
 
 /// What a benchmark must know of a market to act in it.
-pub(crate) struct World {
+pub(crate) struct SeededMarket {
     /// The consumers' ids.
     pub(crate) consumers: Vec<Uuid>,
     /// The nodes' public keys by their ids.
@@ -30,7 +30,7 @@ pub(crate) struct World {
     pub(crate) models: Vec<String>,
 }
 
-impl World {
+impl SeededMarket {
     /// Makes a market of this size; its name goes before all names in it.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 -- What went wrong in markets before this one, each as a test of ours: jobs that run twice or are stuck for
 -- good, results paid twice, nodes that talk themselves up, keys that anybody can claim, privacy that is
--- a column nobody reads. Races for the same are in tests/it/market_races.rs and market_collisions.rs.
+-- a column nobody reads. Races for the same are in tests/it/market/races.rs and collisions.rs.
 begin;
 \ir actors.psql
 select plan(53);

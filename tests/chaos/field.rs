@@ -22,12 +22,12 @@ use nix::unistd::Pid;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::agent_gate::Gate;
-use super::agent_world::{Node, PATIENCE, Process, World};
 use super::docker::Docker;
 use super::engine::{MODEL, catalogue, run};
 use super::fault::Fault;
 use super::wire::Wire;
+use crate::support::agent_gate::Gate;
+use crate::support::agent_world::{AgentNode, PATIENCE, Process, World};
 
 /// The lease of a node. Every other time of the market is shortened as much.
 pub(crate) const LEASE: Duration = Duration::from_secs(2);
@@ -64,7 +64,7 @@ pub(crate) struct Field {
     /// The small disk that the first node's journal is on.
     pub(crate) disk: Option<Disk>,
     /// The nodes; a fault that is one node's is the first one's.
-    pub(crate) nodes: Vec<Node>,
+    pub(crate) nodes: Vec<AgentNode>,
     /// Who asks.
     pub(crate) asker: Asker,
     /// The control plane.
@@ -116,7 +116,7 @@ impl Field {
     }
 
     /// Makes a node that serves the engine.
-    async fn enrol(&self, name: &str) -> Node {
+    async fn enrol(&self, name: &str) -> AgentNode {
         let file = self.world.control_folder().with_file_name("known.bin");
         fs::write(&file, "This model is a program.\n").unwrap();
         let models = format!(
@@ -153,7 +153,7 @@ impl Field {
             for agent in &mut self.agents {
                 assert!(agent.runs(), "an agent ended:\n{}", agent.log());
             }
-            let seen: Vec<_> = self.nodes.iter().map(Node::own_status).collect();
+            let seen: Vec<_> = self.nodes.iter().map(AgentNode::own_status).collect();
             assert!(Instant::now() < limit, "the nodes are not back: {seen:?}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }

@@ -10,24 +10,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that unwraps fails with the place and the value")]
 
-#[path = "../it/agent_engine.rs"]
-#[allow(dead_code, reason = "shared with the integration tests")]
-mod agent_engine;
-#[path = "../it/agent_gate.rs"]
-#[allow(dead_code, reason = "shared with the integration tests")]
-mod agent_gate;
-#[path = "../it/agent_world.rs"]
-#[allow(dead_code, reason = "shared with the integration tests")]
-mod agent_world;
-#[path = "../it/control_plane.rs"]
-#[allow(dead_code, reason = "shared with the integration tests")]
-mod control_plane;
 mod docker;
 mod engine;
 mod fault;
 mod field;
 mod report;
 mod round;
+mod support;
 mod wire;
 
 use std::panic::AssertUnwindSafe;

@@ -1,129 +1,56 @@
-//! Integration tests, one binary: each module is a topic.
+//! Integration tests, one binary: a folder a subject, a module a topic. Helpers are in
+//! `support`. `.config/nextest.toml` groups the tests by these folders.
 
 #![allow(clippy::unwrap_used, reason = "a test that unwraps fails with the place and the value")]
 
-#[cfg(feature = "stack")]
-mod agent_commands;
-#[cfg(feature = "stack")]
-mod agent_containers;
-#[cfg(feature = "stack")]
-mod agent_daemon;
-#[cfg(feature = "stack")]
-mod agent_engine;
-#[cfg(feature = "stack")]
-mod agent_faults;
-#[cfg(feature = "stack")]
-#[allow(dead_code, reason = "tests/chaos uses the rest")]
-mod agent_gate;
-#[cfg(feature = "stack")]
-mod agent_jobs;
-#[cfg(feature = "stack")]
-mod agent_llama;
-#[cfg(feature = "stack")]
-mod agent_service;
-#[cfg(feature = "stack")]
-mod agent_start;
-#[cfg(feature = "stack")]
-#[allow(dead_code, reason = "tests/chaos uses the rest")]
-mod agent_world;
-
-#[cfg(feature = "stack")]
-mod cluster;
-#[cfg(feature = "stack")]
-mod control_plane;
-#[cfg(feature = "stack")]
-mod golden_rest;
-#[cfg(feature = "stack")]
-mod rest_server;
-#[cfg(feature = "stack")]
-mod stack_database;
-#[cfg(feature = "stack")]
-mod stack_functions;
-#[cfg(feature = "stack")]
-mod stack_gateway;
-#[cfg(feature = "stack")]
-mod stack_lifecycle;
-
-#[cfg(feature = "stack")]
-mod login;
-#[cfg(feature = "stack")]
-mod login_deno;
-#[cfg(feature = "stack")]
-mod login_vectors;
-
-mod supabase_functions;
-
-#[cfg(feature = "stack")]
-mod golden_realtime;
-#[cfg(feature = "stack")]
-mod lossy_proxy;
-#[cfg(feature = "stack")]
-mod realtime_client;
-#[cfg(feature = "stack")]
-mod realtime_feed;
-#[cfg(feature = "stack")]
-mod realtime_limits;
-#[cfg(feature = "stack")]
-mod realtime_server;
-
-#[cfg(feature = "stack")]
+mod agent;
 mod cli;
-#[cfg(feature = "stack")]
-mod cli_batch;
-#[cfg(feature = "stack")]
-mod cli_config;
-#[cfg(feature = "stack")]
-mod cli_ids;
-#[cfg(feature = "stack")]
-mod cli_model;
-#[cfg(feature = "stack")]
-mod cli_top;
-#[cfg(feature = "stack")]
-mod consumer;
-mod engine_apart;
-mod engine_docker_away;
-mod engine_endpoint;
-#[cfg(feature = "stack")]
-mod engine_escapes;
-mod engine_image;
-mod engine_jobs;
-mod engine_llama;
-#[cfg(feature = "stack")]
-mod engine_pull;
-mod engine_sandbox;
-#[cfg(feature = "stack")]
-mod hardware;
-#[cfg(feature = "stack")]
-mod packaging;
-
-#[cfg(all(feature = "proxy", feature = "stack"))]
-mod proxy;
-#[cfg(all(feature = "proxy", feature = "stack"))]
-mod proxy_clients;
-#[cfg(all(feature = "proxy", feature = "stack"))]
-mod proxy_world;
-
-#[cfg(feature = "stack")]
-mod actors;
-#[cfg(feature = "stack")]
-mod job_stream;
-#[cfg(feature = "stack")]
+mod control;
+mod engine;
 mod market;
-#[cfg(feature = "stack")]
-mod market_collisions;
-#[cfg(feature = "stack")]
-mod market_model;
-#[cfg(feature = "stack")]
-mod market_property;
-#[cfg(feature = "stack")]
-mod market_races;
-#[cfg(feature = "stack")]
-mod market_steps;
-#[cfg(feature = "stack")]
-mod outages;
-#[cfg(feature = "stack")]
-mod retention;
-#[cfg(feature = "stack")]
-mod secrets;
-#[cfg(feature = "stack")]
-mod still_market;
+mod proxy;
+mod stack;
+#[allow(dead_code, reason = "tests/chaos uses the rest")]
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A file that no module names is compiled by nobody: its tests would be gone in silence.
+#[test]
+fn every_file_is_in_a_module() {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let roots = ["src/lib.rs", "src/main.rs", "tests/it/main.rs", "tests/chaos/main.rs"];
+    let forgotten: Vec<_> = ["src", "tests/it", "tests/chaos"]
+        .into_iter()
+        .flat_map(|folder| rust_files(&package.join(folder)))
+        .filter(|file| {
+            let named = file.strip_prefix(package).unwrap();
+            let is_root = roots.iter().any(|root| named == Path::new(root));
+            !is_root && !named.starts_with("src/bin") && !is_declared(file)
+        })
+        .collect();
+    assert!(forgotten.is_empty(), "No module names these files: {forgotten:#?}");
+}
+
+fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    let paths = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    paths
+        .flat_map(|path| if path.is_dir() { rust_files(&path) } else { vec![path] })
+        .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
+        .collect()
+}
+
+/// Says whether the file of the parent module has a `mod` line for this one.
+fn is_declared(file: &Path) -> bool {
+    let is_folder = file.file_name().unwrap() == "mod.rs";
+    let module = if is_folder { file.parent().unwrap() } else { file };
+    let line = format!("mod {};", module.file_stem().unwrap().to_str().unwrap());
+    let folder = module.parent().unwrap();
+    let parents = [folder.join("mod.rs"), folder.with_extension("rs")]
+        .into_iter()
+        .chain(["lib.rs", "main.rs"].map(|root| folder.join(root)));
+    parents
+        .filter_map(|parent| fs::read_to_string(parent).ok())
+        .any(|text| text.lines().any(|said| said.trim().trim_start_matches("pub").ends_with(&line)))
+}

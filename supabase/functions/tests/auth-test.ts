@@ -1,7 +1,7 @@
 /**
  * Login as Supabase runs it: the vectors that the embedded control plane answers as well
- * (`tests/vectors/login.json`, made by `tests/it/login_vectors.rs`), the settings, and the parts of
- * the handlers that need no database. With a database they are tested by `tests/it/login.rs`.
+ * (`tests/vectors/login.json`, made by `tests/it/control/login_vectors.rs`), the settings, and the parts of
+ * the handlers that need no database. With a database they are tested by `tests/it/control/login.rs`.
  */
 
 import { deepStrictEqual, ok, rejects } from "node:assert/strict";

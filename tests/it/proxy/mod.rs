@@ -1,0 +1,4 @@
+//! `infernet proxy`.
+
+mod clients;
+mod server;
