@@ -14,11 +14,24 @@ try *arguments:
 test *stages:
     scripts/test {{ stages }}
 
+# Format, lints, unit tests and the SQL tests on PostgreSQL 15: two minutes
+quick:
+    scripts/test quick
+
+# The long form of all tests: an hour and more
+nightly:
+    scripts/test --long
+
+# Write down which tests there are, after a look at what disappears
+kept:
+    scripts/kept-tests --write
+    git diff --stat -- tests/kept.txt
+
 # Run the Rust tests that match a filter
 unit *filter:
     cargo nextest run {{ filter }}
 
-# Run the SQL tests on PostgreSQL 15 and 18
+# Run the SQL tests on PostgreSQL 15, 15 with pg_cron, and 18
 pgtap *arguments:
     scripts/pgtap {{ arguments }}
 
@@ -32,7 +45,7 @@ bench name *arguments:
 
 # Check format, lints, dependencies and scripts
 lint:
-    scripts/test fmt clippy deny shell
+    scripts/test fmt kept clippy deny shell
 
 # Format the Rust code
 fmt:

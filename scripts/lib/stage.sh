@@ -1,7 +1,9 @@
 # Stages of a run: each is timed, its output kept in a log, its tests counted.
 
-stage_names=() stage_seconds=() stage_results=() failed_logs=()
+stage_names=() stage_seconds=() stage_results=() failed_logs=() flaky=() untested=()
 tests_passed=0 tests_failed=0
+# One that passed only when it was tried again is told; so many together are a failure.
+readonly flaky_limit=3
 # So much of a failed stage's log is printed again at the end.
 readonly failed_tail_lines=100
 
@@ -24,6 +26,7 @@ run_stage() {
     printf 'The stage %s ran no test, which counts as a failure.\n' "$name"
     status=1 failed=1
   fi
+  note_flaky "$name" "$counter" "$log"
   tests_passed=$((tests_passed + passed))
   tests_failed=$((tests_failed + failed))
   stage_names+=("$name")
@@ -36,6 +39,35 @@ run_stage() {
   else
     stage_results+=("$passed passed")
   fi
+}
+
+# Keeps the log of a stage in which a test passed only when it was tried again, and
+# notes the test; notes the rows of chaos that never met their fault.
+note_flaky() {
+  local name=$1 counter=$2 log=$3 kept test
+  case "$counter" in
+    nextest)
+      kept="$logs/flaky/$(date -u +%Y%m%dT%H%M%SZ)-$name.log"
+      while IFS= read -r test; do
+        [ -n "$test" ] || continue
+        mkdir -p "$logs/flaky"
+        cp "$log" "$kept"
+        flaky+=("$test, see $kept")
+      done < <(flaky_of_nextest "$log")
+      ;;
+    chaos)
+      while IFS= read -r test; do untested+=("$test"); done < <(
+        sed -n 's/^untested: //p' "$log"
+      )
+      ;;
+  esac
+}
+
+# nextest, below its summary: "   FLAKY 2/3 [   0.01s] package::binary test"
+flaky_of_nextest() {
+  sed 's/\x1b\[[0-9;]*m//g' "$1" | awk '
+    /^ *Summary \[/ { below = 1 }
+    below && /^ *FLAKY / { sub(/^.*\] */, ""); sub(/^\([ 0-9\/]*\) /, ""); print }' | sort -u
 }
 
 count_check() { printf '0 0\n'; }
@@ -89,7 +121,7 @@ count_deno() {
 # anything failed; what failed is told once more before the table, because a
 # service that runs this often keeps nothing but the end of it.
 print_summary() {
-  local index log
+  local index log test
   for log in ${failed_logs[@]+"${failed_logs[@]}"}; do
     printf '\n== the end of %s\n' "$log"
     tail -n "$failed_tail_lines" "$log"
@@ -99,6 +131,13 @@ print_summary() {
     printf '%-12s %9s  %s\n' "${stage_names[$index]}" "${stage_seconds[$index]}" \
       "${stage_results[$index]}"
   done
+  for test in ${untested[@]+"${untested[@]}"}; do printf 'untested: %s\n' "$test"; done
+  for test in ${flaky[@]+"${flaky[@]}"}; do printf 'flaky: %s\n' "$test"; done
+  if [ "${#flaky[@]}" -ge "$flaky_limit" ]; then
+    printf '%d tests were flaky, which counts as a failure from %d on.\n' "${#flaky[@]}" "$flaky_limit"
+    tests_failed=$((tests_failed + ${#flaky[@]}))
+    tests_passed=$((tests_passed - ${#flaky[@]}))
+  fi
   printf '\n%d passed, %d failed\n' "$tests_passed" "$tests_failed"
   [ "$tests_failed" -eq 0 ]
 }
