@@ -3,7 +3,8 @@
 //! with ten thousand nodes; and how fast and how fairly work reaches a node.
 //!
 //! One control plane is started in this process, and all that is compared runs on
-//! its database, one after another. The market's calls are made over connections of
+//! its database, one after another; only the empty market beside the loaded one has a
+//! control plane of its own. The market's calls are made over connections of
 //! their own as the role `authenticated`, each with the claims of whoever acts: what
 //! is measured is SQL, without HTTP.
 
@@ -127,14 +128,13 @@ async fn measure_on(
         held::measure(database, &base, report).await?;
     }
     if chosen.has("loaded") || chosen.has("heartbeat") {
-        // The comparison is taken just before, because the machine may change.
-        let empty_rate = match chosen.has("loaded") {
-            true => Some(loaded::empty_rate(database, &base, report).await?),
-            false => None,
-        };
         let big = Loaded::load(database, chosen.small, report).await?;
-        if let Some(empty_rate) = empty_rate {
-            loaded::measure(database, &big, empty_rate, report).await?;
+        if chosen.has("loaded") {
+            let empty = Database::start().await?;
+            let world = SeededMarket::make(&empty, "base", BASE).await?;
+            let measured = loaded::measure(database, &big, &empty, &world, report).await;
+            empty.stop().await;
+            measured?;
         }
         if chosen.has("heartbeat") {
             heartbeats::measure(database, &big, report).await?;

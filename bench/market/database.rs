@@ -1,4 +1,4 @@
-//! The one database that everything is measured on: that of a control plane which
+//! The database that is measured on: that of a control plane which
 //! runs in this process, with the settings that every control plane has.
 
 use std::fs;
@@ -83,6 +83,17 @@ impl Database {
         let config =
             self.stack.database_config_for(role).ok_or("A role of the database cannot log in.")?;
         Ok(Connection::open(&config).await?)
+    }
+
+    /// Keeps the tick of this market from running for as long as what is returned is
+    /// kept, so that it takes nothing from another that is measured.
+    ///
+    /// # Errors
+    /// The database refuses.
+    pub(crate) async fn pause_tick(&self) -> Result<Connection, Failure> {
+        let connection = self.superuser().await?;
+        connection.batch_execute("begin; select load.stop_tick()").await?;
+        Ok(connection)
     }
 
     /// Makes an empty database beside the market's and returns its URL, which has a

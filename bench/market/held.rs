@@ -46,7 +46,7 @@ pub(crate) async fn measure(
         "held_snapshot_ratio",
         held.rate() / before.rate(),
         "ratio",
-        Some(Floor::AtLeast(0.7)),
+        Some(Floor::AtLeast(0.8)),
         Floor::AtLeast(0.9),
     );
     report.add("held_snapshot_end_ratio", end / before.rate(), "ratio");
