@@ -2,10 +2,11 @@
 //! control plane.
 
 mod apart;
+mod breakout;
 mod docker_away;
 mod endpoint;
 mod escapes;
 mod jobs;
 mod llama;
 mod pull;
-mod sandbox;
+pub(crate) mod sandbox;

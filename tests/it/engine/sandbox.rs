@@ -15,7 +15,7 @@ use infernet::engine::sandbox::{BindMount, LABEL_NODE, NOBODY, Network, Sandbox}
 
 use crate::support::engine_image::docker;
 
-const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
 /// The memory of the sandbox in these tests, in MiB.
 const MEMORY_MB: u64 = 64;
@@ -74,7 +74,7 @@ fn probe_image() -> String {
 }
 
 /// Runs a probe in a container with the given options and nothing else of ours.
-fn unrestricted(options: &[&str], probe: &[&str]) -> (bool, String) {
+pub(crate) fn unrestricted(options: &[&str], probe: &[&str]) -> (bool, String) {
     let image = probe_image();
     let mut arguments = vec!["run", "--rm"];
     if !options.contains(&"--network") {
@@ -91,7 +91,7 @@ fn unrestricted(options: &[&str], probe: &[&str]) -> (bool, String) {
 }
 
 /// Runs a probe in our sandbox.
-async fn sandboxed(probe: &[&str], change: impl FnOnce(&mut Sandbox)) -> (Exit, String) {
+pub(crate) async fn sandboxed(probe: &[&str], change: impl FnOnce(&mut Sandbox)) -> (Exit, String) {
     let host = ContainerHost::connect(None).await.unwrap();
     let image = host.image(&probe_image()).await.unwrap().unwrap();
     let mut sandbox = Sandbox {
@@ -122,7 +122,7 @@ async fn sandboxed(probe: &[&str], change: impl FnOnce(&mut Sandbox)) -> (Exit, 
 }
 
 /// Proves that a probe works without our walls and fails within.
-async fn assert_walled(options: &[&str], probe: &[&str]) {
+pub(crate) async fn assert_walled(options: &[&str], probe: &[&str]) {
     let (success, said) = unrestricted(options, probe);
     assert!(success, "without limits, {probe:?} must succeed: {said}");
     let (exit, said) = sandboxed(probe, |_| {}).await;

@@ -6,6 +6,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
+#include <signal.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -44,7 +46,13 @@ static int local(const char *path) {
     struct sockaddr_un to = {.sun_family = AF_UNIX};
     int sock = socket(AF_UNIX, SOCK_STREAM, 0);
     strncpy(to.sun_path, path, sizeof to.sun_path - 1);
-    if (connect(sock, (struct sockaddr *)&to, sizeof to) != 0) return refused("connect");
+    socklen_t length = sizeof to;
+    if (*path == '@') {
+        /* An abstract name: no file, but a zero and as many bytes as the name has. */
+        to.sun_path[0] = 0;
+        length = offsetof(struct sockaddr_un, sun_path) + strlen(path);
+    }
+    if (connect(sock, (struct sockaddr *)&to, length) != 0) return refused("connect");
     return done("connect");
 }
 
@@ -122,6 +130,31 @@ static int fill(const char *directory, const char *megabytes) {
     return done("fill");
 }
 
+/* Writes this much to standard output. */
+static int flood(const char *megabytes) {
+    static char block[1 << 20];
+    memset(block, 'x', sizeof block);
+    for (size_t at = 99; at < sizeof block; at += 100) block[at] = '\n';
+    for (int written = 0; written < atoi(megabytes); written++)
+        for (size_t at = 0; at < sizeof block;) {
+            ssize_t length = write(1, block + at, sizeof block - at);
+            if (length < 0) return refused("write");
+            at += length;
+        }
+    return 0;
+}
+
+/* Refuses to end when it is asked to, and has children that do as well. */
+static int stubborn(void) {
+    for (int number = 1; number < 32; number++) signal(number, SIG_IGN);
+    for (int child = 0; child < 3; child++)
+        if (fork() == 0) {
+            setsid();
+            break;
+        }
+    for (;;) pause();
+}
+
 int main(int count, char **words) {
     setvbuf(stdout, NULL, _IONBF, 0);
     const char *what = count > 1 ? words[1] : "";
@@ -134,6 +167,12 @@ int main(int count, char **words) {
     if (!strcmp(what, "execute")) return execute_written(one);
     if (!strcmp(what, "capabilities")) return capabilities();
     if (!strcmp(what, "memory")) return memory(one);
+    if (!strcmp(what, "flood")) return flood(one);
+    if (!strcmp(what, "stubborn")) return stubborn();
+    if (!strcmp(what, "raw"))
+        return socket(AF_INET, SOCK_RAW, IPPROTO_ICMP) < 0 ? refused("socket") : done("socket");
+    if (!strcmp(what, "process"))
+        return kill(atoi(one), 0) ? refused("signal") : done("signal");
     if (!strcmp(what, "processes")) return processes(one);
     if (!strcmp(what, "fill")) return fill(one, two);
     if (!strcmp(what, "environment")) return getenv(one) && *getenv(one) ? 0 : 1;
