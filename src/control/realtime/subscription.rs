@@ -14,6 +14,10 @@ use super::{ChannelEvent, JoinOptions, Shared};
 /// starts small again.
 pub(super) const STEADY: Duration = Duration::from_secs(30);
 
+/// The same for a connection on which a channel was joined: a server that lets
+/// clients join is well, and what broke the connection was something else.
+pub(super) const STEADY_JOINED: Duration = Duration::from_secs(2);
+
 /// Where a channel stands.
 #[derive(Debug)]
 pub(super) enum Phase {

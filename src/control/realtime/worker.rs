@@ -22,7 +22,9 @@ use super::frame::{
     EVENT_ACCESS_TOKEN, EVENT_BROADCAST, EVENT_CLOSE, EVENT_ERROR, EVENT_HEARTBEAT, EVENT_JOIN,
     EVENT_LEAVE, EVENT_REPLY, EVENT_SYSTEM, Frame, ProtocolVersion, Ref, TOPIC_PHOENIX, to_raw,
 };
-use super::subscription::{AccessToken, Empty, Join, Phase, STEADY, Subscription, is_crowded};
+use super::subscription::{
+    AccessToken, Empty, Join, Phase, STEADY, STEADY_JOINED, Subscription, is_crowded,
+};
 use super::{
     ChannelEvent, JoinOptions, MAX_INCOMING, RealtimeEndpoint, Shared, SocketState, Timing,
 };
@@ -149,7 +151,7 @@ impl Worker {
                     match Box::pin(self.serve(socket)).await {
                         Ended::Finished => break,
                         Ended::Lost(reason) => {
-                            if opened.elapsed() >= STEADY {
+                            if self.was_good(opened) {
                                 retry.reset();
                             }
                             self.lose_all();
@@ -182,6 +184,14 @@ impl Worker {
             }
         }
         self.state.send_replace(SocketState::Closed);
+    }
+
+    /// Says whether the socket that has just been lost was a good one, so that the
+    /// server is there and can be asked again soon.
+    fn was_good(&self, opened: Instant) -> bool {
+        let joined = |s: &Subscription| matches!(s.phase, Phase::Joined { .. });
+        opened.elapsed() >= STEADY
+            || opened.elapsed() >= STEADY_JOINED && self.subscriptions.values().any(joined)
     }
 
     /// Waits for something while there is no socket, and takes joins and leaves

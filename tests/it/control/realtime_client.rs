@@ -3,12 +3,15 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::{SinkExt, StreamExt};
 use infernet::control::realtime::{
     Channel, ChannelEvent, JoinOptions, Realtime, RealtimeEndpoint, SendError, SocketState, Timing,
 };
 use infernet::stack::realtime::Limits;
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
@@ -257,6 +260,55 @@ async fn a_server_that_comes_back_finds_its_channels_again() {
     let late = channels.last_mut().unwrap();
     assert!(matches!(next(late).await, ChannelEvent::Broadcast { event, .. } if event == "again"));
     server.stop().await;
+}
+
+/// Takes the next socket, lets a channel join it, and breaks it after that time.
+async fn take_and_break(listener: &TcpListener, after: Duration) {
+    let (stream, _) = listener.accept().await.unwrap();
+    let mut socket = tokio_tungstenite::accept_async(stream).await.unwrap();
+    let join = socket.next().await.unwrap().unwrap();
+    let join: Value = serde_json::from_str(join.to_text().unwrap()).unwrap();
+    assert_eq!(join["event"], "phx_join");
+    let reply = json!({
+        "topic": join["topic"], "event": "phx_reply", "ref": join["ref"],
+        "payload": { "status": "ok", "response": {} },
+    });
+    socket.send(Message::text(reply.to_string())).await.unwrap();
+    tokio::time::sleep(after).await;
+}
+
+#[tokio::test]
+async fn what_was_joined_steadily_is_tried_again_soon() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = Url::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+    let first = Duration::from_millis(200);
+    // No heartbeat meanwhile, which this server would not answer.
+    let heartbeat = PATIENCE;
+    let timing = Timing { retry: (first, PATIENCE), heartbeat, ..timing() };
+    let client = Client::start_with(&url, String::new(), PUBLISHABLE_KEY, timing);
+    let mut channel = client.join("open:steady");
+    let mut state = client.realtime.state();
+    let mut pause_after = async |held: Duration| {
+        take_and_break(&listener, held).await;
+        joined(&mut channel).await;
+        assert_eq!(next(&mut channel).await, ChannelEvent::Lost);
+        let down = state.wait_for(|state| matches!(state, SocketState::Waiting { .. }));
+        match tokio::time::timeout(PATIENCE, down).await.unwrap().unwrap().clone() {
+            SocketState::Waiting { retry_in, .. } => retry_in,
+            _ => unreachable!(),
+        }
+    };
+    // A server that lets clients join and drops them at once is left alone longer and
+    // longer: the least that the fifth pause can be is more than the most of the first.
+    for _ in 0..4 {
+        pause_after(Duration::ZERO).await;
+    }
+    let pause = pause_after(Duration::ZERO).await;
+    assert!(pause > first, "{pause:?}");
+    // One that kept them for a while is well.
+    let pause = pause_after(Duration::from_millis(2200)).await;
+    assert!(pause <= first, "{pause:?}");
+    client.shutdown.cancel();
 }
 
 #[tokio::test]
