@@ -54,6 +54,14 @@ impl Fault {
         Self::DiskFull,
     ];
 
+    /// Finds a fault by its name in the table.
+    pub(crate) fn named(name: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|fault| fault.name() == name).ok_or_else(|| {
+            let names = Self::ALL.map(Self::name).join(", ");
+            format!("There is no fault {name}. The faults are {names}.")
+        })
+    }
+
     /// Its name in the table.
     pub(crate) fn name(self) -> &'static str {
         match self {

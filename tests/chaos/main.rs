@@ -3,7 +3,12 @@
 //! Each row has a field of its own: a control plane with its PostgreSQL, one or two
 //! agents, a Docker daemon and engines in containers. In each round several jobs are
 //! asked for and the row's fault strikes; a round whose fault hit no running attempt
-//! counts as nothing. Needs root.
+//! counts as nothing, and a row with too many of those is begun again with another
+//! seed. Needs root.
+//!
+//! Each round has a seed of its own: the first one that of the run, the next one more
+//! than the one before. Seeds that ever failed are in the file `seeds`, and are played
+//! in addition unless a seed is given.
 //!
 //! Arguments: `--rounds N` (1), `--seed N`, `--fault NAME` (again and again), `--json`,
 //! `--lanes N` (3): rows at a time.
@@ -32,13 +37,24 @@ use tokio::task::JoinSet;
 
 use fault::Fault;
 use field::Field;
-use report::Row;
+use report::{Row, Verdict};
 use round::Round;
+
+/// How often a row is begun at most.
+const TRIES: usize = 3;
+
+/// Seeds of a run are below this, so that people can type them.
+const SEEDS: u64 = 1_000_000;
+
+/// The seeds that are always played.
+const KEPT_SEEDS: &str = include_str!("seeds");
 
 /// What is asked for.
 struct Arguments {
     rounds: usize,
     seed: u64,
+    /// Seeds that failed before, with their faults.
+    kept: Vec<(Fault, u64)>,
     faults: Vec<Fault>,
     lanes: usize,
     json: bool,
@@ -48,7 +64,8 @@ impl Arguments {
     fn read(mut given: impl Iterator<Item = String>) -> Result<Self, String> {
         let mut arguments = Self {
             rounds: 1,
-            seed: fastrand::u64(..1_000_000),
+            seed: fastrand::u64(..SEEDS),
+            kept: kept_seeds(KEPT_SEEDS)?,
             faults: Vec::new(),
             lanes: 3,
             json: false,
@@ -65,14 +82,9 @@ impl Arguments {
                 "--lanes" => arguments.lanes = number()?,
                 "--seed" => {
                     arguments.seed = value.parse().map_err(|_| "--seed needs a number.")?;
+                    arguments.kept.clear();
                 }
-                "--fault" => {
-                    let found = Fault::ALL.into_iter().find(|fault| fault.name() == value);
-                    arguments.faults.push(found.ok_or_else(|| {
-                        let names = Fault::ALL.map(Fault::name).join(", ");
-                        format!("There is no fault {value}. The faults are {names}.")
-                    })?);
-                }
+                "--fault" => arguments.faults.push(Fault::named(&value)?),
                 _ => return Err(format!("{name} is unknown.")),
             }
         }
@@ -81,6 +93,20 @@ impl Arguments {
         }
         Ok(arguments)
     }
+}
+
+/// Reads the file of seeds: a line each, the fault and the seed; `#` begins a comment.
+fn kept_seeds(text: &str) -> Result<Vec<(Fault, u64)>, String> {
+    let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
+    lines
+        .filter(|line| !line.is_empty())
+        .map(|line| {
+            let (name, seed) = line.split_once(' ').unwrap_or((line, ""));
+            let seed = seed.trim().parse();
+            let seed = seed.map_err(|_error| format!("There is no seed in the line {line}."))?;
+            Ok((Fault::named(name)?, seed))
+        })
+        .collect()
 }
 
 #[allow(clippy::print_stdout, reason = "the table is what this program is for")]
@@ -117,7 +143,10 @@ fn main() -> ExitCode {
     } else {
         print!("{}", report::table(&rows, seed));
     }
-    if rows.iter().all(|row| row.verdict() == "ok") { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if rows.iter().any(|row| row.verdict().is_failure()) {
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
 }
 
 /// Plays all rows; none when told to stop.
@@ -131,15 +160,18 @@ async fn run(arguments: Arguments) -> Option<Vec<Row>> {
     // Those that take longest are at the end, and begin first.
     order.sort_by_key(|(_, fault)| fault.length());
     let order = Arc::new(Mutex::new(order));
+    let kept: Arc<[_]> = arguments.kept.into();
     let (done, mut results) = mpsc::channel(1);
     let mut lanes = JoinSet::new();
     for _ in 0..arguments.lanes.max(1) {
         let (order, layer, done) = (Arc::clone(&order), Arc::clone(&layer), done.clone());
+        let kept = Arc::clone(&kept);
         lanes.spawn(async move {
             let next = || order.lock().unwrap().pop();
             while let Some((place, fault)) = next() {
-                let rng = fastrand::Rng::with_seed(arguments.seed ^ (fault as u64) << 32);
-                let row = play(fault, arguments.rounds, rng, &layer).await;
+                let kept = kept.iter().filter(|(of, _)| *of == fault).map(|(_, seed)| *seed);
+                let (rounds, seed) = (arguments.rounds, arguments.seed);
+                let row = play(fault, rounds, seed, kept.collect(), &layer).await;
                 if done.send((place, row)).await.is_err() {
                     return;
                 }
@@ -162,42 +194,56 @@ async fn run(arguments: Arguments) -> Option<Vec<Row>> {
     None
 }
 
-/// Plays the rounds of one row. A panic ends the row, not the others.
-async fn play(fault: Fault, rounds: usize, mut rng: fastrand::Rng, layer: &Path) -> Row {
+/// Plays the rounds of one row and the kept seeds of its fault. Where too many rounds
+/// hit nothing, the row is begun again with another seed.
+async fn play(fault: Fault, rounds: usize, seed: u64, kept: Vec<u64>, layer: &Path) -> Row {
     let mut row = Row::new(fault, rounds);
+    play_once(fault, &mut row, seed, &kept, layer).await;
+    for _ in 1..TRIES {
+        if row.verdict() != Verdict::Untested || rounds == 0 {
+            break;
+        }
+        let seed = fastrand::u64(..SEEDS);
+        eprintln!("{:<18} {}; it is begun again with the seed {seed}", row.name(), row.hits());
+        row.begin_again();
+        play_once(fault, &mut row, seed, &[], layer).await;
+    }
+    row
+}
+
+/// Plays rounds in one field. A panic ends the row, not the others.
+async fn play_once(fault: Fault, row: &mut Row, seed: u64, kept: &[u64], layer: &Path) {
     let mut field = match unbroken(Box::pin(Field::start(fault, layer))).await {
         Ok(field) => field,
-        Err(why) => {
-            row.break_off(why);
-            return row;
-        }
+        Err(why) => return row.break_off(why),
     };
     let logs = Path::new(env!("CARGO_TARGET_TMPDIR")).join("chaos").join(fault.name());
-    let mut number = 0;
-    while row.wants_more() {
-        number += 1;
+    let mut fresh = seed..;
+    let mut kept = kept.iter().copied();
+    loop {
+        let next = if row.wants_more() { fresh.next() } else { kept.next() };
+        let Some(seed) = next else { break };
+        let mut rng = fastrand::Rng::with_seed(seed ^ (fault as u64) << 32);
         let began = Instant::now();
         let round = unbroken(Box::pin(Round::play(fault, &mut field, &mut rng))).await;
         if let Ok(round) = &round {
-            tell(fault, number, round, began);
+            tell(fault, seed, round, began);
         }
         field.keep_logs(&logs);
         if !round.as_ref().is_ok_and(Round::is_clean) {
             eprintln!("  The logs are in {}.", logs.display());
+            eprintln!("  To play this round in every run, add to tests/chaos/seeds:");
+            eprintln!("  {} {seed}", fault.name());
         }
         match round {
             Ok(round) => row.add(round),
-            Err(why) => {
-                row.break_off(format!("round {number}: {why}"));
-                return row;
-            }
+            Err(why) => return row.break_off(format!("the round with seed {seed}: {why}")),
         }
     }
     match unbroken(Box::pin(field.stop())).await {
         Ok(left) => row.add_left(left),
         Err(why) => row.break_off(why),
     }
-    row
 }
 
 /// Runs something to its end, or tells what it panicked with.
@@ -210,9 +256,9 @@ async fn unbroken<T>(work: impl Future<Output = T>) -> Result<T, String> {
 }
 
 /// Says what a round was, for those who wait.
-fn tell(fault: Fault, number: usize, round: &Round, began: Instant) {
+fn tell(fault: Fault, seed: u64, round: &Round, began: Instant) {
     eprintln!(
-        "{:<18} round {number:>2}: {} hit, back after {:.1} s, {:.1} s in all{}",
+        "{:<18} seed {seed:>6}: {} hit, back after {:.1} s, {:.1} s in all{}",
         fault.name(),
         round.hit,
         round.back.as_secs_f64(),

@@ -9,6 +9,36 @@ use super::fault::Fault;
 use super::field::LEASE;
 use super::round::Round;
 
+/// What a row shows.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Verdict {
+    /// As many rounds as wanted hit something, and all was delivered once.
+    Ok,
+    /// Too few rounds hit something; those that did are fine.
+    Untested,
+    /// Something was lost, paid twice, wrong or left.
+    Failed,
+    /// The row could not be played to its end.
+    Broken,
+}
+
+impl Verdict {
+    /// Says whether it is one that the whole run fails for.
+    pub(crate) fn is_failure(self) -> bool {
+        matches!(self, Self::Failed | Self::Broken)
+    }
+
+    /// The word in the table.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Untested => "UNTESTED",
+            Self::Failed => "FAILED",
+            Self::Broken => "BROKEN",
+        }
+    }
+}
+
 /// What the rounds of one fault found.
 #[derive(Debug)]
 pub(crate) struct Row {
@@ -18,6 +48,8 @@ pub(crate) struct Row {
     rounds: usize,
     /// Rounds in which it did not.
     missed: usize,
+    /// How many had missed when the row was begun again.
+    missed_before: usize,
     jobs: usize,
     hit: usize,
     lost: usize,
@@ -39,6 +71,7 @@ impl Row {
             wanted,
             rounds: 0,
             missed: 0,
+            missed_before: 0,
             jobs: 0,
             hit: 0,
             lost: 0,
@@ -55,7 +88,22 @@ impl Row {
     /// Says whether more rounds are to be played. Those that hit nothing count for
     /// nothing, and are repeated, but not for ever.
     pub(crate) fn wants_more(&self) -> bool {
-        self.rounds < self.wanted && self.missed <= 2 * self.wanted
+        self.rounds < self.wanted && self.missed - self.missed_before <= self.wanted
+    }
+
+    /// Begins again, because too many rounds missed. What was found stays.
+    pub(crate) fn begin_again(&mut self) {
+        self.missed_before = self.missed;
+    }
+
+    /// Says in words how often the fault hit something.
+    pub(crate) fn hits(&self) -> String {
+        format!("hit something in {} of {} rounds", self.rounds, self.rounds + self.missed)
+    }
+
+    /// The fault's name.
+    pub(crate) fn name(&self) -> &'static str {
+        self.fault.name()
     }
 
     /// Adds a round.
@@ -86,18 +134,18 @@ impl Row {
         self.broken = Some(why);
     }
 
-    /// `ok` only when all rounds hit something and nothing was lost, paid twice, wrong
-    /// or left.
-    pub(crate) fn verdict(&self) -> &'static str {
+    /// What the row shows. Only what went wrong is a failure: that the fault did not hit
+    /// something often enough says nothing about what it hits.
+    pub(crate) fn verdict(&self) -> Verdict {
         let damage = self.lost + self.paid_twice + self.wrong + self.left + self.faults_in_books;
         if self.broken.is_some() {
-            "BROKEN"
+            Verdict::Broken
         } else if damage > 0 {
-            "FAILED"
+            Verdict::Failed
         } else if self.wanted == 0 || self.rounds < self.wanted {
-            "UNTESTED"
+            Verdict::Untested
         } else {
-            "ok"
+            Verdict::Ok
         }
     }
 
@@ -118,7 +166,7 @@ impl Row {
             "recovery_max_secs": delivered.max,
             "node_back_p50_secs": back.p50,
             "node_back_max_secs": back.max,
-            "verdict": self.verdict(),
+            "verdict": self.verdict().word(),
             "broken": self.broken,
         })
     }
@@ -146,21 +194,44 @@ impl Times {
 
 /// All rows as one line of JSON.
 pub(crate) fn json(rows: &[Row], seed: u64) -> String {
+    let untested = untested(rows);
     let rows: Vec<_> = rows.iter().map(Row::json).collect();
-    json!({ "chaos": rows, "seed": seed, "lease_secs": LEASE.as_secs() }).to_string()
+    json!({
+        "chaos": rows,
+        "untested": untested,
+        "seed": seed,
+        "lease_secs": LEASE.as_secs_f64(),
+    })
+    .to_string()
+}
+
+/// The faults that did not hit something often enough.
+fn untested(rows: &[Row]) -> Vec<&'static str> {
+    rows.iter().filter(|row| row.verdict() == Verdict::Untested).map(Row::name).collect()
 }
 
 /// All rows as a table.
 pub(crate) fn table(rows: &[Row], seed: u64) -> String {
     let mut text = format!(
-        "{:<18} {:>6} {:>5} {:>5} {:>5} {:>6} {:>6} {:>5} {:>13} {:>13}  verdict\n",
-        "fault", "rounds", "jobs", "hit", "lost", "twice", "wrong", "left", "recovery s", "back s"
+        "{:<18} {:>6} {:>6} {:>5} {:>5} {:>5} {:>6} {:>6} {:>5} {:>13} {:>13}  verdict\n",
+        "fault",
+        "rounds",
+        "missed",
+        "jobs",
+        "hit",
+        "lost",
+        "twice",
+        "wrong",
+        "left",
+        "recovery s",
+        "back s"
     );
     for row in rows {
         let line = format!(
-            "{:<18} {:>6} {:>5} {:>5} {:>5} {:>6} {:>6} {:>5} {:>13} {:>13}  {}",
-            row.fault.name(),
+            "{:<18} {:>6} {:>6} {:>5} {:>5} {:>5} {:>6} {:>6} {:>5} {:>13} {:>13}  {}",
+            row.name(),
             row.rounds,
+            row.missed,
             row.jobs,
             row.hit,
             row.lost,
@@ -169,7 +240,7 @@ pub(crate) fn table(rows: &[Row], seed: u64) -> String {
             row.left,
             Times::of(&row.delivered).words(),
             Times::of(&row.back).words(),
-            row.verdict()
+            row.verdict().word()
         );
         writeln!(text, "{line}").expect("a string takes everything");
         if let Some(why) = &row.broken {
@@ -179,11 +250,16 @@ pub(crate) fn table(rows: &[Row], seed: u64) -> String {
     }
     writeln!(
         text,
-        "\nLease {} s, seed {seed}. hit: running attempts; twice: jobs paid twice; wrong: answers wrong or\n\
-         doubled; left: containers. Times are p50 / max, from the fault until the last job that it hit was\n\
-         delivered (recovery) and from the end of its cause until every node took work again (back).",
-        LEASE.as_secs()
+        "\nLease {} s, seed {seed}. rounds: those that hit running attempts; missed: those that hit none;\n\
+         hit: attempts; twice: jobs paid twice; wrong: answers wrong or doubled; left: containers. Times are\n\
+         p50 / max, from the fault until the last job that it hit was delivered (recovery) and from the end\n\
+         of its cause until every node took work again (back).",
+        LEASE.as_secs_f64()
     )
     .expect("a string takes everything");
+    let untested = untested(rows);
+    if !untested.is_empty() {
+        writeln!(text, "untested: {}", untested.join(", ")).expect("a string takes everything");
+    }
     text
 }
