@@ -30,7 +30,7 @@ use crate::support::agent_gate::Gate;
 use crate::support::agent_world::{AgentNode, PATIENCE, Process, World};
 
 /// The lease of a node. Every other time of the market is shortened as much.
-pub(crate) const LEASE: Duration = Duration::from_secs(2);
+pub(crate) const LEASE: Duration = Duration::from_secs(1);
 
 /// Jobs that one node runs at a time.
 const SLOTS: u32 = 4;
@@ -41,8 +41,10 @@ const DISK: &str = "1m";
 /// How long containers that nobody needs may take to be gone.
 const TIDY: Duration = Duration::from_secs(10);
 
-/// The settings of a market whose leases last two seconds: those of a new one, over
-/// seven and a half, where times are concerned.
+/// The settings of a market whose leases last a second: those of a new one, over
+/// fifteen, where times are concerned; but the tick runs once a second, and what it
+/// takes for an outage of its own must be more than that: while there is one, nobody
+/// loses a lease.
 fn settings() -> [(&'static str, f64); 8] {
     let lease = LEASE.as_secs_f64();
     [
@@ -52,7 +54,7 @@ fn settings() -> [(&'static str, f64); 8] {
         ("forgotten_secs", lease / 1.5),
         ("cancel_secs", lease / 1.5),
         ("retry_secs", lease / 7.5),
-        ("outage_secs", lease / 1.5),
+        ("outage_secs", lease * 1.5),
         ("pause_secs", lease * 4.0),
     ]
 }
