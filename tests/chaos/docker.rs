@@ -37,6 +37,11 @@ impl Docker {
         self.root.path().join("docker.sock")
     }
 
+    /// Returns the id of the engine's image.
+    pub(crate) fn image_id(&self) -> String {
+        self.ask(&["image", "inspect", "--format", "{{.Id}}", IMAGE]).trim().to_owned()
+    }
+
     /// Ends it with a signal and starts it again after a while.
     pub(crate) async fn restart(&mut self, signal: Signal, after: Duration) {
         block_in_place(|| self.end(signal));

@@ -3,7 +3,11 @@
  * and its number. Two requests share no word, so that a mixed, lost or repeated one
  * shows. A single static program: it is all there is in its image.
  *
+ * As a job of its own it reads the number of words and, after a blank, the message from
+ * standard input, and writes the same answer.
+ *
  * Usage: engine SOCKET PAUSE_MS
+ *        engine job PAUSE_MS
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -68,6 +72,33 @@ static uint64_t hash_of(const char *body) {
     return mix(UINT64_C(14695981039346656037), found ? found : "", end ? (size_t)(end - found) : 0);
 }
 
+static void rest(void) {
+    struct timespec pause = {pause_ms / 1000, pause_ms % 1000 * 1000000};
+    nanosleep(&pause, NULL);
+}
+
+/* The word of an answer with this number. */
+static uint32_t word_of(uint64_t hash, long index) {
+    char number[24];
+    int digits = snprintf(number, sizeof number, "%ld", index);
+    return (uint32_t)(mix(hash, number, (size_t)digits) >> 16);
+}
+
+static int job(void) {
+    static char input[REQUEST_BYTES];
+    size_t length = fread(input, 1, sizeof input - 1, stdin);
+    char *message;
+    long words = strtol(input, &message, 10);
+    message += *message == ' ';
+    uint64_t hash = mix(UINT64_C(14695981039346656037), message, length - (size_t)(message - input));
+    for (long index = 0; index < words; index++) {
+        rest();
+        printf("%08" PRIx32 "-%ld ", word_of(hash, index), index);
+        fflush(stdout);
+    }
+    return 0;
+}
+
 static int answer(int client, const char *body) {
     const char *limit = strstr(body, "\"max_tokens\":");
     long tokens = limit ? strtol(limit + 13, NULL, 10) : 16;
@@ -76,15 +107,11 @@ static int answer(int client, const char *body) {
                                "transfer-encoding: chunked\r\nconnection: close\r\n\r\n";
     if (!say(client, head, sizeof head - 1)) return 0;
     for (long index = 0; index < tokens; index++) {
-        struct timespec pause = {pause_ms / 1000, pause_ms % 1000 * 1000000};
-        nanosleep(&pause, NULL);
-        char number[24];
-        int digits = snprintf(number, sizeof number, "%ld", index);
-        uint32_t word = (uint32_t)(mix(hash, number, (size_t)digits) >> 16);
+        rest();
         if (!say_chunk(client,
                        "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"%08" PRIx32
                        "-%ld \"},\"finish_reason\":null}]}\n\n",
-                       word, index))
+                       word_of(hash, index), index))
             return 0;
     }
     return say_chunk(client, "data: {\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n") &&
@@ -132,8 +159,9 @@ int main(int count, char **arguments) {
         fprintf(stderr, "usage: engine SOCKET PAUSE_MS\n");
         return 2;
     }
-    strcpy(address.sun_path, arguments[1]);
     pause_ms = strtol(arguments[2], NULL, 10);
+    if (strcmp(arguments[1], "job") == 0) return job();
+    strcpy(address.sun_path, arguments[1]);
     signal(SIGPIPE, SIG_IGN);
     /* The first process of a container has no default for this one. */
     signal(SIGTERM, leave);

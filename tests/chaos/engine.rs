@@ -10,6 +10,9 @@ pub(crate) const IMAGE: &str = "infernet/chaos-engine:local";
 /// The name under which it is offered.
 pub(crate) const MODEL: &str = "known";
 
+/// The name under which it is offered as a container job.
+pub(crate) const JOB: &str = "known/job:1";
+
 /// Time from one word to the next, in milliseconds.
 pub(crate) const PAUSE_MS: u64 = 20;
 
@@ -21,6 +24,15 @@ pub(crate) fn catalogue() -> String {
          prefix_cache = \"off\"\noverhead_mb = 64\nshm_mb = 1\npids = 64\n\
          tmpfs = [{{ path = \"/tmp\", size_mb = 1 }}]\n\
          paths = [\"/v1/chat/completions\"]\n"
+    )
+}
+
+/// What a node offers the container job by; the image is allowed by its id.
+pub(crate) fn container_offer(image: &str) -> String {
+    format!(
+        "[[container]]\nname = \"{JOB}\"\nimage = \"{image}\"\n\
+         command = [\"/engine\", \"job\", \"{PAUSE_MS}\"]\nmemory_mb = 64\nslots = 2\n\
+         price_second = \"0.001\"\n"
     )
 }
 

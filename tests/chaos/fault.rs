@@ -8,6 +8,9 @@ use nix::sys::signal::Signal;
 use super::field::{Field, LEASE};
 use super::wire::Cut;
 
+/// How long there may be no answer that could be lost.
+const ANSWERS_LIMIT: Duration = Duration::from_secs(10);
+
 /// What goes wrong in a row.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Fault {
@@ -27,6 +30,8 @@ pub(crate) enum Fault {
     NetworkCut,
     /// The disk of a node's journal is full for a while; the agent may be killed then.
     DiskFull,
+    /// A container job was handed in, and the connection breaks before the answer comes.
+    AnswerLost,
 }
 
 /// When a fault struck.
@@ -39,11 +44,13 @@ pub(crate) struct Strike {
     pub(crate) over: Instant,
     /// Whether what was to be hit was there.
     pub(crate) took: bool,
+    /// The attempts that it hit, where that is known; elsewhere those that ran.
+    pub(crate) attempts: Option<Vec<String>>,
 }
 
 impl Fault {
     /// All of them, in the order of the table.
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::AgentKilled,
         Self::AgentStopped,
         Self::DockerRestarted,
@@ -52,6 +59,7 @@ impl Fault {
         Self::ControlRestarted,
         Self::NetworkCut,
         Self::DiskFull,
+        Self::AnswerLost,
     ];
 
     /// Finds a fault by its name in the table.
@@ -73,6 +81,7 @@ impl Fault {
             Self::ControlRestarted => "control-restarted",
             Self::NetworkCut => "network-cut",
             Self::DiskFull => "journal-full",
+            Self::AnswerLost => "answer-lost",
         }
     }
 
@@ -83,6 +92,12 @@ impl Fault {
             Self::AgentKilled | Self::AgentStopped | Self::NetworkCut => &["attic", "cellar"],
             _ => &["attic"],
         }
+    }
+
+    /// Whether its jobs are containers, each a program of its own; elsewhere they are
+    /// chats with one engine.
+    pub(crate) fn has_containers(self) -> bool {
+        self == Self::AnswerLost
     }
 
     /// How long a round takes at least, for doing the longest first.
@@ -98,7 +113,7 @@ impl Fault {
     pub(crate) async fn strike(self, field: &mut Field, rng: &mut fastrand::Rng) -> Strike {
         let mut moment = |most: Duration| most.mul_f64(rng.f64());
         let (at, began) = (Timestamp::now(), Instant::now());
-        let mut took = true;
+        let (mut took, mut attempts) = (true, None);
         match self {
             Self::AgentKilled => {
                 field.agents[0].kill_9();
@@ -143,7 +158,20 @@ impl Fault {
                 tokio::time::sleep(LEASE.mul_f64(rng.f64())).await;
                 field.disk.as_ref().expect("the row has a disk").clear();
             }
+            Self::AnswerLost => {
+                let gate = field.world.gate.as_ref().expect("the row has a gate");
+                let wanted = rng.usize(1..=3);
+                gate.lose_answers(wanted);
+                let limit = began + ANSWERS_LIMIT;
+                while gate.lost_answers().len() < wanted && Instant::now() < limit {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                let lost = gate.lost_answers();
+                gate.lose_answers(0);
+                took = !lost.is_empty();
+                attempts = Some(lost);
+            }
         }
-        Strike { at, began, over: Instant::now(), took }
+        Strike { at, began, over: Instant::now(), took, attempts }
     }
 }

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use infernet::agent::admin::{self, Counters};
+use infernet::agent::process::ProcessFiles;
 use infernet::agent::status::{Phase, Wakeups};
 use infernet::control::job_stream::open_realtime;
 use infernet::control::realtime::Realtime;
@@ -23,7 +25,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::docker::Docker;
-use super::engine::{MODEL, catalogue, run};
+use super::engine::{MODEL, catalogue, container_offer, run};
 use super::fault::Fault;
 use super::wire::Wire;
 use crate::support::agent_gate::Gate;
@@ -75,6 +77,9 @@ pub(crate) struct Field {
     pub(crate) docker: Docker,
     /// The wire of the first node.
     pub(crate) wire: Option<Wire>,
+    /// How many containers there are while there is nothing to do: an engine a node,
+    /// where it is one that answers.
+    idle: usize,
 }
 
 /// A consumer with its socket.
@@ -94,16 +99,26 @@ impl Field {
         let world = match &wire {
             Some(wire) => World::start_behind_at(Gate::Open, wire.gate().into()).await,
             None if fault == Fault::SocketCut => World::start_behind(Gate::Open).await,
+            None if fault == Fault::AnswerLost => World::start_behind(Gate::Listening).await,
             None => World::start().await,
         };
         for (key, seconds) in settings() {
             world.set(key, json!(seconds)).await;
         }
         let asker = asker(&world, fault).await;
-        let mut field =
-            Self { agents: Vec::new(), disk: None, nodes: Vec::new(), asker, world, docker, wire };
+        let idle = if fault.has_containers() { 0 } else { fault.nodes().len() };
+        let mut field = Self {
+            agents: Vec::new(),
+            disk: None,
+            nodes: Vec::new(),
+            asker,
+            world,
+            docker,
+            wire,
+            idle,
+        };
         for name in fault.nodes() {
-            let node = field.enrol(name).await;
+            let node = field.enrol(name, fault).await;
             if fault == Fault::DiskFull {
                 field.disk = Some(Disk::mount(&node.folder.join("state")));
             }
@@ -117,17 +132,22 @@ impl Field {
         field
     }
 
-    /// Makes a node that serves the engine.
-    async fn enrol(&self, name: &str) -> AgentNode {
-        let file = self.world.control_folder().with_file_name("known.bin");
-        fs::write(&file, "This model is a program.\n").unwrap();
-        let models = format!(
-            "[[model]]\nname = \"{MODEL}\"\nengine = \"known\"\npath = \"{}\"\nslots = {SLOTS}\n\
-             price_input = \"1\"\nprice_output = \"100\"\n\n[docker]\nsocket = \"{}\"\n",
-            file.display(),
-            self.docker.socket().display()
-        );
-        let node = self.world.enrol_with(name, &models).await;
+    /// Makes a node that serves the engine, or runs it as a container job.
+    async fn enrol(&self, name: &str, fault: Fault) -> AgentNode {
+        let offer = if fault.has_containers() {
+            container_offer(&self.docker.image_id())
+        } else {
+            let file = self.world.control_folder().with_file_name("known.bin");
+            fs::write(&file, "This model is a program.\n").unwrap();
+            format!(
+                "[[model]]\nname = \"{MODEL}\"\nengine = \"known\"\npath = \"{}\"\nslots = {SLOTS}\n\
+                 price_input = \"1\"\nprice_output = \"100\"\n",
+                file.display()
+            )
+        };
+        let socket = self.docker.socket();
+        let offers = format!("{offer}\n[docker]\nsocket = \"{}\"\n", socket.display());
+        let node = self.world.enrol_with(name, &offers).await;
         fs::write(node.folder.join("config/engines.toml"), catalogue()).unwrap();
         node
     }
@@ -177,19 +197,33 @@ impl Field {
                 return false;
             }
         }
-        self.docker.containers(false).len() >= self.nodes.len()
+        self.docker.containers(false).len() >= self.idle
     }
 
-    /// Returns how many containers there are beyond the engine of each node that runs,
-    /// once what is being removed is gone.
+    /// Returns how many containers there are beyond those of idle nodes, once what is
+    /// being removed is gone.
     pub(crate) async fn containers_left(&self) -> usize {
         let limit = Instant::now() + TIDY;
         loop {
-            let left = self.docker.containers(true).len().saturating_sub(self.agents.len());
+            let left = self.docker.containers(true).len().saturating_sub(self.idle);
             if left == 0 || Instant::now() > limit {
                 return left;
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Returns what the first node's agent counts, once it has counted so many ends.
+    pub(crate) async fn counters(&self, ended: u64) -> Counters {
+        let folder = &self.nodes[0].folder;
+        let files = ProcessFiles::new(folder.join("run"), folder.join("state"));
+        let limit = Instant::now() + TIDY;
+        loop {
+            let counters = admin::snapshot(&files, 0).await.unwrap().counters;
+            if counters.ended >= ended || Instant::now() > limit {
+                return counters;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 
@@ -199,6 +233,7 @@ impl Field {
             let status = agent.stop().await;
             assert!(status.success(), "an agent ended with {status}:\n{}", agent.log());
         }
+        self.idle = 0;
         self.containers_left().await
     }
 

@@ -5,19 +5,24 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use infernet::agent::admin::Counters;
 use infernet::control::job_stream::{JobStream, StreamTiming};
-use infernet::control::rpc::{Explanation, JobState, RpcError, SubmitJob};
+use infernet::control::rpc::{Explanation, JobKind, JobState, RpcError, SubmitJob, Usage};
 use infernet::id::JobId;
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use super::engine::{MODEL, PAUSE_MS, answer};
+use super::engine::{JOB, MODEL, PAUSE_MS, answer};
 use super::fault::{Fault, Strike};
 use super::field::{Asker, Field, LEASE};
 
 /// Jobs before the fault, and jobs that are asked for while it lasts.
 const JOBS_BEFORE: usize = 10;
 const JOBS_DURING: usize = 2;
+
+/// The same where each is a container of its own, which takes a while to start.
+const CONTAINERS_BEFORE: usize = 4;
+const CONTAINERS_DURING: usize = 1;
 
 /// The most words of an answer.
 const WORDS: u32 = 60;
@@ -67,14 +72,24 @@ impl Round {
     pub(crate) async fn play(fault: Fault, field: &mut Field, rng: &mut fastrand::Rng) -> Self {
         let mut asking = JoinSet::new();
         let answer_time = Duration::from_millis(PAUSE_MS) * WORDS;
-        for index in 0..JOBS_BEFORE + JOBS_DURING {
-            let delay = if index < JOBS_BEFORE {
+        let (before, during) = if fault.has_containers() {
+            (CONTAINERS_BEFORE, CONTAINERS_DURING)
+        } else {
+            (JOBS_BEFORE, JOBS_DURING)
+        };
+        // The agent counts from its start; where it is killed, nobody compares.
+        let counted = match fault {
+            Fault::AnswerLost => Some(field.counters(0).await),
+            _ => None,
+        };
+        for index in 0..before + during {
+            let delay = if index < before {
                 answer_time.mul_f64(rng.f64() / 2.0)
             } else {
                 answer_time + LEASE.mul_f64(rng.f64())
             };
             let message = format!("Say {:016x}.", rng.u64(..));
-            asking.spawn(ask(field.asker.clone(), delay, message, rng.u32(1..=WORDS)));
+            asking.spawn(ask(field.asker.clone(), fault, delay, message, rng.u32(1..=WORDS)));
         }
         tokio::time::sleep(Duration::from_millis(100) + answer_time.mul_f64(rng.f64())).await;
         let strike = fault.strike(field, rng).await;
@@ -85,7 +100,27 @@ impl Round {
         let (asked, back) = tokio::join!(asking.join_all(), returned);
         let mut round = Self { jobs: asked.len(), back, ..Self::default() };
         round.judge(fault, field, &strike, asked).await;
+        if let Some(before) = counted {
+            round.compare(&before, field).await;
+        }
         round
+    }
+
+    /// Looks at what the agent counts: every job is one that it has done, none failed.
+    async fn compare(&mut self, before: &Counters, field: &Field) {
+        let jobs = self.jobs as u64;
+        let now = field.counters(before.ended + jobs).await;
+        let done = now.completed - before.completed;
+        if (done, now.ended - before.ended) != (jobs, jobs) {
+            self.wrong += 1;
+            self.complaints.push(format!(
+                "of {jobs} jobs the agent counts {done} as done and {} as failed, {} as lost, {} as \
+                 not handed in",
+                now.failed - before.failed,
+                now.lost - before.lost,
+                now.undelivered - before.undelivered
+            ));
+        }
     }
 
     /// Says whether everything that was asked was delivered once, as it should be.
@@ -117,17 +152,15 @@ impl Round {
                 self.complaints.push("it was not paid".to_owned());
             }
             let right = answer(&asked.message, asked.tokens);
-            let words = job.usage.as_ref().map(|usage| usage.output_tokens);
+            let used = job.usage.is_some_and(|usage| is_right(fault, &usage, asked.tokens));
             match &asked.ended {
                 Ok((streamed, at)) => {
-                    if job.output.as_deref() != Some(&right)
-                        || *streamed != right
-                        || words != Some(u64::from(asked.tokens))
-                    {
+                    if job.output.as_deref() != Some(&right) || *streamed != right || !used {
                         self.wrong += 1;
                         self.complaints.push(format!(
-                            "its answer of {words:?} words is {:?}, streamed {streamed:?}, not {right:?}",
-                            job.output
+                            "its answer, for which it used {:?}, is {:?}, streamed {streamed:?}, not \
+                             {right:?}",
+                            job.usage, job.output
                         ));
                     }
                     if hit > 0 {
@@ -162,14 +195,31 @@ impl Round {
     }
 }
 
+/// Says whether a job used what such an answer takes.
+fn is_right(fault: Fault, usage: &Usage, tokens: u32) -> bool {
+    if fault.has_containers() {
+        // A second that has begun counts, and so does the start of the container.
+        let least = Duration::from_millis(PAUSE_MS * u64::from(tokens)).as_secs();
+        return usage.seconds.is_some_and(|seconds| seconds > least) && usage.output_tokens == 0;
+    }
+    usage.output_tokens == u64::from(tokens) && usage.seconds.is_none()
+}
+
 /// Asks for an answer and reads it, again and again while the control plane is away.
-async fn ask(asker: Asker, delay: Duration, message: String, tokens: u32) -> Asked {
+async fn ask(asker: Asker, fault: Fault, delay: Duration, message: String, tokens: u32) -> Asked {
     tokio::time::sleep(delay).await;
-    let mut request = SubmitJob::chat(
-        MODEL,
-        json!({"messages": [{"role": "user", "content": message}], "temperature": 0}),
-    );
-    request.max_tokens = Some(tokens);
+    let mut request = if fault.has_containers() {
+        let mut request = SubmitJob::chat(JOB, json!({"input": format!("{tokens} {message}")}));
+        (request.kind, request.max_seconds) = (JobKind::Container, Some(60));
+        request
+    } else {
+        let mut request = SubmitJob::chat(
+            MODEL,
+            json!({"messages": [{"role": "user", "content": message}], "temperature": 0}),
+        );
+        request.max_tokens = Some(tokens);
+        request
+    };
     request.max_cost = Some("0.1".parse().unwrap());
     let ended = tokio::time::timeout(PATIENCE, read(&asker, &request)).await;
     let ended = ended.unwrap_or_else(|_slow| Err("it did not end in time".to_owned()));
@@ -189,8 +239,13 @@ async fn read(asker: &Asker, request: &SubmitJob) -> Result<(String, Instant), S
     Ok((stream.text().to_owned(), Instant::now()))
 }
 
-/// Counts the attempts of a job that were running where the fault struck.
+/// Counts the attempts of a job that the fault hit: those that were running, where no
+/// more is known.
 fn hit(fault: Fault, life: &Explanation, strike: &Strike) -> usize {
+    if let Some(hit) = &strike.attempts {
+        let ids = life.attempts.iter().map(|attempt| attempt.id.to_string());
+        return ids.filter(|id| hit.contains(id)).count();
+    }
     let target = fault.nodes()[0];
     life.attempts
         .iter()

@@ -2,8 +2,8 @@
 //! fail in the ways that real ones do.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
@@ -25,6 +25,20 @@ pub(crate) enum Gate {
     RealtimeSilent,
     /// Nothing passes: the control plane is away.
     Shut,
+    /// Everything passes but the answers that [`ControlGate::lose_answers`] names.
+    Listening,
+}
+
+/// How a request begins that hands an attempt's result in.
+const COMPLETION: &[u8] = b"POST /rest/v1/rpc/complete_attempt ";
+
+/// Answers to completions that are lost on their way.
+#[derive(Default)]
+struct Losses {
+    /// How many are still to be lost.
+    wanted: usize,
+    /// The attempts whose first answer was lost.
+    lost: Vec<String>,
 }
 
 /// A running gate; it ends when it is dropped.
@@ -33,6 +47,7 @@ pub(crate) struct ControlGate {
     mode: Arc<AtomicU8>,
     /// Each open connection to Realtime listens here for its end.
     cuts: watch::Sender<()>,
+    losses: Arc<Mutex<Losses>>,
     server: JoinHandle<()>,
 }
 
@@ -56,15 +71,18 @@ impl ControlGate {
         let mode = Arc::clone(&shared);
         let cuts = watch::Sender::new(());
         let cutting = cuts.clone();
+        let losses = Arc::new(Mutex::new(Losses::default()));
+        let losing = Arc::clone(&losses);
         let server = tokio::spawn(async move {
             let Ok(upstream) = upstream.await else { return };
             let mut connections = JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
                 let cut = cutting.clone();
-                connections.spawn(pass(client, upstream, Arc::clone(&mode), cut));
+                let losses = Arc::clone(&losing);
+                connections.spawn(pass(client, upstream, Arc::clone(&mode), cut, losses));
             }
         });
-        (Self { address, mode: shared, cuts, server }, sender)
+        (Self { address, mode: shared, cuts, losses, server }, sender)
     }
 
     /// Returns the URL of the control plane behind the gate.
@@ -75,6 +93,18 @@ impl ControlGate {
     /// Changes what new connections meet; open ones are cut when it shuts.
     pub(crate) fn set(&self, mode: Gate) {
         self.mode.store(mode as u8, Ordering::Relaxed);
+    }
+
+    /// Loses the answers to the next completions, of as many attempts: the control
+    /// plane has dealt with each when its connection breaks. Forgets which were lost
+    /// before.
+    pub(crate) fn lose_answers(&self, attempts: usize) {
+        *self.losses.lock().unwrap() = Losses { wanted: attempts, lost: Vec::new() };
+    }
+
+    /// Returns the attempts whose answer was lost.
+    pub(crate) fn lost_answers(&self) -> Vec<String> {
+        self.losses.lock().unwrap().lost.clone()
     }
 
     /// Cuts the open connections to Realtime; returns how many there were.
@@ -90,6 +120,7 @@ async fn pass(
     upstream: SocketAddr,
     mode: Arc<AtomicU8>,
     cuts: watch::Sender<()>,
+    losses: Arc<Mutex<Losses>>,
 ) {
     let is = |gate: Gate| mode.load(Ordering::Relaxed) == gate as u8;
     if is(Gate::Shut) {
@@ -131,6 +162,10 @@ async fn pass(
     }
     let Ok(mut server) = TcpStream::connect(upstream).await else { return };
     let _nodelay = client.set_nodelay(true).and_then(|()| server.set_nodelay(true));
+    if is(Gate::Listening) {
+        let _ended = listen(&mut client, &mut server, &losses).await;
+        return;
+    }
     tokio::select! {
         _ended = copy_bidirectional(&mut client, &mut server) => {}
         () = async {
@@ -145,4 +180,52 @@ async fn pass(
             }
         } => {}
     }
+}
+
+/// Passes everything on until either end is gone, or until the answer to a completion
+/// has come that is to be lost.
+async fn listen(
+    client: &mut TcpStream,
+    server: &mut TcpStream,
+    losses: &Mutex<Losses>,
+) -> std::io::Result<()> {
+    let (mut asked, mut answered) = (vec![0_u8; 65536], vec![0_u8; 65536]);
+    // The completion that waits for its answer. HTTP/1.1 has one request at a time.
+    let mut completion = Vec::new();
+    loop {
+        tokio::select! {
+            read = client.read(&mut asked) => {
+                let piece = &asked[..read?];
+                if piece.is_empty() {
+                    return Ok(());
+                }
+                if !completion.is_empty() || piece.starts_with(COMPLETION) {
+                    completion.extend_from_slice(piece);
+                }
+                server.write_all(piece).await?;
+            }
+            read = server.read(&mut answered) => {
+                let piece = &answered[..read?];
+                let asked = std::mem::take(&mut completion);
+                if piece.is_empty() || is_lost(&asked, losses) {
+                    return Ok(());
+                }
+                client.write_all(piece).await?;
+            }
+        }
+    }
+}
+
+/// Says whether the answer to a request is to be lost, and notes that it is.
+fn is_lost(request: &[u8], losses: &Mutex<Losses>) -> bool {
+    let request = String::from_utf8_lossy(request);
+    let Some((_, rest)) = request.split_once("\"p_attempt\":\"") else { return false };
+    let attempt: String = rest.chars().take_while(|&character| character != '"').collect();
+    let mut losses = losses.lock().unwrap();
+    if losses.wanted == 0 || losses.lost.contains(&attempt) {
+        return false;
+    }
+    losses.wanted -= 1;
+    losses.lost.push(attempt);
+    true
 }
