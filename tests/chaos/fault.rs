@@ -16,7 +16,7 @@ const ANSWERS_LIMIT: Duration = Duration::from_secs(10);
 pub(crate) enum Fault {
     /// The agent is killed, and started again within a lease.
     AgentKilled,
-    /// The agent stands still for ten leases.
+    /// The agent stands still for six leases: its jobs are done elsewhere meanwhile.
     AgentStopped,
     /// Docker is stopped or killed, and started again.
     DockerRestarted,
@@ -103,7 +103,7 @@ impl Fault {
     /// How long a round takes at least, for doing the longest first.
     pub(crate) fn length(self) -> Duration {
         match self {
-            Self::AgentStopped => 10 * LEASE,
+            Self::AgentStopped => 6 * LEASE,
             Self::NetworkCut => 5 * LEASE,
             _ => LEASE,
         }
@@ -122,7 +122,7 @@ impl Fault {
             }
             Self::AgentStopped => {
                 field.agents[0].signal(Signal::SIGSTOP);
-                tokio::time::sleep(10 * LEASE).await;
+                tokio::time::sleep(6 * LEASE).await;
                 field.agents[0].signal(Signal::SIGCONT);
             }
             Self::DockerRestarted => {
