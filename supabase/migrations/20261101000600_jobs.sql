@@ -80,6 +80,13 @@ create index jobs_batch on public.jobs (batch_id, batch_item) where batch_id is 
 create index jobs_ended on public.jobs (ended_at) where ended_at is not null and forgotten_at is null;
 create index jobs_forgotten on public.jobs (ended_at) where forgotten_at is not null;
 
+-- What a job used, as every call tells it: seconds of a container, tokens of anything else, null until it is paid.
+create function infernet.usage_json(p_job public.jobs) returns jsonb
+language sql immutable parallel safe
+return case when p_job.seconds is not null then jsonb_build_object('seconds', p_job.seconds)
+            when p_job.output_tokens is not null
+            then jsonb_build_object('input_tokens', p_job.input_tokens, 'output_tokens', p_job.output_tokens) end;
+
 -- What a job says and answers, apart from its row: only its consumer reads it, and it is deleted, all but
 -- its hashes, while the job's history and its payment stay.
 create table public.job_contents (

@@ -52,9 +52,7 @@ begin
       'node', jsonb_build_object('id', p_attempt.provider_id, 'name', p_attempt.provider_name)) end,
     'attempts', p_job.attempts, 'max_attempts', p_job.max_attempts,
     'held', infernet.usd(p_job.price_cap), 'cost', infernet.usd(p_job.cost),
-    'usage', case when p_job.seconds is not null then jsonb_build_object('seconds', p_job.seconds)
-                  when p_job.output_tokens is not null
-                  then jsonb_build_object('input_tokens', p_job.input_tokens, 'output_tokens', p_job.output_tokens) end,
+    'usage', infernet.usage_json(p_job),
     'input_sha256', p_contents.input_sha256, 'output', p_contents.output, 'output_sha256', p_contents.output_sha256,
     'finish', p_job.finish,
     'error', case when p_job.error_code is not null then jsonb_build_object('code', p_job.error_code, 'message', p_job.error) end,

@@ -397,8 +397,7 @@ begin
             case when octet_length(p_receipt::text) <= 16384 then p_receipt end);
   end if;
   return jsonb_build_object('accepted', v_repeated, 'reason', case when v_repeated then 'repeated' else 'fenced' end,
-    'job_state', p_job.state, 'usage', case when v_repeated then jsonb_build_object(
-      'input_tokens', p_job.input_tokens, 'output_tokens', p_job.output_tokens) end,
+    'job_state', p_job.state, 'usage', case when v_repeated then infernet.usage_json(p_job) end,
     'earned', case when v_repeated then infernet.usd(p_attempt.earned) end, 'next', null);
 end $$;
 

@@ -63,6 +63,7 @@ select is((select sum((r ->> 'earned')::numeric) from done, jsonb_array_elements
 select is(tests.balance('carol', 'earned'), 4 * 0.00000855, 'to the owner');
 select is((select count(*) from public.ledger_transfers where kind = 'capture'), 4::bigint, 'by a capture each');
 select is(tests.complete_all('n1', ids) #>> '{results,3,reason}', 'repeated', 'a repeat is answered') from claimed;
+select is(tests.complete_all('n1', ids) #> '{results,3,usage}', d #> '{3,usage}', 'with the same usage') from claimed, done;
 select is((select count(*) from public.ledger_transfers where kind = 'capture'), 4::bigint, 'and paid nothing');
 select ok((infernet.prove_ledger() ->> 'ok')::boolean, 'the books are whole: ' || (infernet.prove_ledger() ->> 'faults'));
 
