@@ -352,21 +352,16 @@ impl Config {
     }
 
     /// Returns what this node offers, with the digests that its owner wrote
-    /// down. No offer has more slots than the whole node.
+    /// down; an agent names the files that it has read instead. No offer has more
+    /// slots than the whole node.
     pub fn offers(&self) -> Vec<Offering> {
         let most = self.node.as_ref().and_then(|node| node.slots).unwrap_or(u32::MAX);
         let models = self.models.iter().map(|model| {
-            Offering::Model(OfferedModel {
-                model: model.name.clone(),
-                slots: model.slots.min(most),
-                price_input: model.price_input,
-                price_output: model.price_output,
-                digest: match &model.source {
-                    ModelSource::File { sha256, .. } => sha256.clone(),
-                    ModelSource::Endpoint { .. } => None,
-                },
-                context_length: model.context_length,
-            })
+            let digest = match &model.source {
+                ModelSource::File { sha256, .. } => sha256.clone(),
+                ModelSource::Endpoint { .. } => None,
+            };
+            model.offer(most, digest)
         });
         models.chain(self.containers.iter().map(|container| container.offer(most))).collect()
     }
@@ -384,6 +379,21 @@ impl Config {
     /// Returns what a daemon logs, as a filter of `tracing`.
     pub fn log(&self) -> &str {
         &self.log
+    }
+}
+
+impl ModelConfig {
+    /// Makes the offer of this model, of `most` slots at most, under the digest
+    /// of its file.
+    pub(crate) fn offer(&self, most: u32, digest: Option<String>) -> Offering {
+        Offering::Model(OfferedModel {
+            model: self.name.clone(),
+            slots: self.slots.min(most),
+            price_input: self.price_input,
+            price_output: self.price_output,
+            digest,
+            context_length: self.context_length,
+        })
     }
 }
 

@@ -10,7 +10,7 @@ use super::process::ProcessFiles;
 use super::{AgentError, AgentOptions};
 use crate::config::{Config, Directories, ModelConfig, ModelSource, NodeConfig};
 use crate::control::ControlPlane;
-use crate::control::rpc::{Inventory, OfferedModel, Offering};
+use crate::control::rpc::Inventory;
 use crate::engine::docker::ContainerHost;
 use crate::engine::escapes::{self, Machine};
 use crate::engine::{
@@ -35,11 +35,11 @@ pub async fn prepare(
     let catalogue = catalogue(directories)?;
     let engines = engines(config, catalogue.clone(), &container_label(&keys), directories)?;
     let mut offers = Vec::with_capacity(config.models().len() + config.containers().len());
+    let most_slots = node.slots.unwrap_or(u32::MAX);
     for model in config.models() {
         let digest = engines.digest(&model.name).await?;
-        offers.push(Offering::Model(offer(model, node.slots, digest)));
+        offers.push(model.offer(most_slots, digest));
     }
-    let most_slots = node.slots.unwrap_or(u32::MAX);
     offers.extend(config.containers().iter().map(|container| container.offer(most_slots)));
     // The pool says what it removed.
     engines.remove_leftovers().await?;
@@ -130,19 +130,6 @@ fn served(model: &ModelConfig) -> ServedModel {
     served
 }
 
-/// Makes the offer of a model. `most_slots` is the owner's limit for the whole
-/// machine, which no single offer may pass.
-fn offer(model: &ModelConfig, most_slots: Option<u32>, digest: Option<String>) -> OfferedModel {
-    OfferedModel {
-        model: model.name.clone(),
-        slots: most_slots.map_or(model.slots, |most| most.min(model.slots)),
-        price_input: model.price_input,
-        price_output: model.price_output,
-        digest,
-        context_length: model.context_length,
-    }
-}
-
 /// Says what all engines may use together: what the owner says, else most of what
 /// there is.
 fn budget(config: &Config) -> Budget {
@@ -216,6 +203,7 @@ mod tests {
 
     use super::*;
     use crate::config::Overrides;
+    use crate::control::rpc::Offering;
 
     fn models(text: &str) -> Vec<ModelConfig> {
         let path = Path::new("/c/config.toml");
@@ -228,9 +216,13 @@ mod tests {
             "[[model]]\nname = \"a\"\nengine = \"external\"\nendpoint = \"http://127.0.0.1:1/v1\"\n\
              slots = 8\nprice_input = \"0.1\"\nprice_output = \"0.2\"\n",
         );
-        assert_eq!(offer(&models[0], Some(3), None).slots, 3);
-        assert_eq!(offer(&models[0], Some(9), None).slots, 8);
-        assert_eq!(offer(&models[0], None, Some("ab".into())).digest.unwrap(), "ab");
+        let offer = |most, digest| match models[0].offer(most, digest) {
+            Offering::Model(offer) => offer,
+            Offering::Image(image) => panic!("{image:?}"),
+        };
+        assert_eq!(offer(3, None).slots, 3);
+        assert_eq!(offer(9, None).slots, 8);
+        assert_eq!(offer(u32::MAX, Some("ab".into())).digest.unwrap(), "ab");
         let served = served(&models[0]);
         assert_eq!(served.slots, 8);
         assert!(matches!(served.kind(), Ok(EngineKind::Endpoint { .. })));

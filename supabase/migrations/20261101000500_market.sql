@@ -50,8 +50,9 @@ create table infernet.offer_load (
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 100);
 alter table infernet.offer_load enable row level security;
 
--- Writes one offer of a provider; each is one element of register_node's p_offers.
-create function infernet.put_offer(p_node public.providers, p_offer jsonb) returns uuid
+-- Writes one offer of a provider; each is one element of register_node's p_offers. p_serves: it is the agent
+-- that says so, which knows the file that it serves. Nobody else need know it, and whoever names none leaves it.
+create function infernet.put_offer(p_node public.providers, p_offer jsonb, p_serves boolean) returns uuid
 language plpgsql security definer set search_path = '' as $$
 declare
   v_model  uuid;
@@ -124,7 +125,8 @@ begin
   on conflict (provider_id, model_id) do update set
     price_input = excluded.price_input, price_output = excluded.price_output, price_second = excluded.price_second,
     slots = excluded.slots, vram_gb = excluded.vram_gb, labels = excluded.labels, region = excluded.region,
-    model_digest = excluded.model_digest, context_length = excluded.context_length, enabled = true,
+    model_digest = case when p_serves then excluded.model_digest else coalesce(excluded.model_digest, o.model_digest) end,
+    context_length = excluded.context_length, enabled = true,
     approved = excluded.approved, listed = excluded.listed
   returning o.id into v_offer;
   insert into infernet.offer_load as l (offer_id, slots) values (v_offer, v_slots)

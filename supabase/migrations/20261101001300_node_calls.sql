@@ -100,7 +100,7 @@ begin
       perform infernet.beat(v_node.id, v_node.status, v_now + infernet.secs(v_set, 'lease_secs'), v_now, true, false, 0);
     end if;
     for v_offer in select * from jsonb_array_elements(coalesce(p_offers, '[]')) loop
-      v_offers := v_offers || infernet.put_offer(v_node, v_offer);
+      v_offers := v_offers || infernet.put_offer(v_node, v_offer, coalesce(p_online, true));
     end loop;
     update public.offers set enabled = false where provider_id = v_node.id and enabled and id <> all (v_offers);
     perform infernet.fill_node(v_node.id, null);

@@ -321,6 +321,26 @@ select is((select (price_input, price_output, fee_rate) from public.job_attempts
 select tests.as('alice', 'public.cancel_job(''00000000-0000-7000-8000-000000000003'')');
 select tests.offer('a'), tests.offer('b', '{"price_input": 2, "price_output": 4}'), tests.set('fee_rate', '0.05');
 
+-- ------------------------------------------------------------ the file that is served
+create function tests.digest() returns text
+language sql as $$ select left(model_digest, 2) from public.offers where provider_id = tests.subject('a') and model_id = (infernet.find_model('m')).id $$;
+-- What an owner says of its node, without being the agent that serves.
+create function tests.terms(p_offer jsonb) returns jsonb
+language sql as $$
+  select tests.as('a', format('public.register_node(%L, %L, p_online => false)', '{"platform":"linux"}',
+    jsonb_build_array('{"model":"m","slots":4,"price_input":1,"price_output":2}' || p_offer)))
+$$;
+select tests.offer('a', jsonb_build_object('digest', repeat('a', 64)));
+select tests.terms('{"price_output": 3}');
+select is(tests.digest(), 'aa', 'other prices say nothing about the file that an agent serves');
+select is((select price_output from public.offers where provider_id = tests.subject('a') and model_id = (infernet.find_model('m')).id), 3::numeric(38,12), 'and count');
+select tests.terms(jsonb_build_object('digest', repeat('b', 64)));
+select is(tests.digest(), 'bb', 'an owner may name the file');
+select tests.offer('a', jsonb_build_object('digest', repeat('c', 64)));
+select is(tests.digest(), 'cc', 'an agent that serves another file says so');
+select tests.offer('a');
+select is(tests.digest(), null, 'and one that serves no file says that');
+
 -- ------------------------------------------------------------ containers
 select tests.offer('a', '{"model": null, "image": "docker.io/library/busybox:1.36", "price_second": 0.001}');
 select is((select is_image from public.models where name = 'docker.io/library/busybox:1.36'), true, 'an image is offered by the second');
@@ -360,6 +380,8 @@ select is(r -> 'usage', '{"seconds": 11}', 'a container is paid for the seconds 
 select is((select (cost, seconds, output_tokens) from public.jobs where id = '00000000-0000-7000-8000-000000000010'), (0.011::numeric(38,12), 11, null::int), 'at its price');
 select is((select price_cap from public.jobs where id = '00000000-0000-7000-8000-000000000010'), 0.12::numeric(38,12), 'of what was held for its bound');
 select is(tests.as('alice', 'public.get_job(''00000000-0000-7000-8000-000000000010'')') -> 'usage', '{"seconds": 11}', 'the consumer is told');
+select is(tests.finish_container('a', id, lease, 1000) - 'next', '{"accepted": true, "reason": "repeated", "job_state": "completed", "usage": {"seconds": 11}, "earned": "0.010450000000"}',
+  'a repeat says the same seconds, and no tokens') from public.job_attempts where job_id = '00000000-0000-7000-8000-000000000010';
 select is(r -> 'usage', '{"seconds": 3}', 'no more than its node says') from tests.run_container('00000000-0000-7000-8000-000000000011', 60, '10.2 seconds', 3) r;
 select is(r -> 'usage', '{"seconds": 5}', 'and no more than was asked for') from tests.run_container('00000000-0000-7000-8000-000000000012', 5, '10.2 seconds', 1000) r;
 select throws_ok($$select tests.run_container('00000000-0000-7000-8000-000000000013', 5, '1 second', -1)$$, 'PT422', 'The usage needs seconds, a number of at least 0.', 'nor less than nothing');

@@ -1,11 +1,16 @@
 //! Jobs that are no chats, from the command line to the container and back.
 
-use infernet::control::rpc::{CommandKind, JobKind, JobState};
-use infernet::id::JobId;
-use infernet::identity::Receipt;
-use serde_json::{Value, json};
+use std::io::Write as _;
 
+use infernet::control::rpc::{CommandKind, JobKind, JobState, SubmitJob};
+use infernet::id::JobId;
+use infernet::identity::{Receipt, sha256_hex};
+use serde_json::{Value, json};
+use tokio_postgres::NoTls;
+
+use super::daemon::wait_for;
 use crate::agent::commands::command;
+use crate::support::agent_gate::Gate;
 use crate::support::agent_world::{World, run, talk};
 use crate::support::engine_image::{MODEL, engine_image};
 
@@ -101,7 +106,7 @@ async fn containers_and_completions_run_from_end_to_end() {
     let body = |text: &str| json!({"input": text, "args": []});
     let mut jobs = Vec::new();
     for text in ["a", "b", "c"] {
-        let mut job = infernet::control::rpc::SubmitJob::chat("tools/upper:1", body(text));
+        let mut job = SubmitJob::chat("tools/upper:1", body(text));
         (job.kind, job.max_seconds) = (JobKind::Container, Some(20));
         jobs.push(world.operator.submit_job(&job).await.unwrap().job.id);
     }
@@ -122,6 +127,76 @@ async fn containers_and_completions_run_from_end_to_end() {
     assert_eq!(left.unwrap_or_default(), 0);
     world.prove_ledger().await;
     let _: Value = job.receipt.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_whose_receipt_was_lost_on_the_way_counts_once() {
+    let image = tokio::task::spawn_blocking(engine_image).await.unwrap();
+    let world = World::start_behind(Gate::Listening).await;
+    world.gate.as_ref().unwrap().lose_answers(1);
+    let offer = format!(
+        "[[container]]\nname = \"tools/hello:1\"\nimage = \"{}\"\n\
+         command = [\"/usr/bin/python3\", \"-IS\", \"-c\", \"print('hello')\"]\nprice_second = \"0.01\"\n",
+        image.image_id,
+    );
+    let node = world.enrol_with("attic", &offer).await;
+    let mut agent = node.start().await;
+    let consumer = world.consumer().await;
+    let mut job = SubmitJob::chat("tools/hello:1", json!({"input": "", "args": []}));
+    (job.kind, job.max_seconds) = (JobKind::Container, Some(20));
+    consumer.rpc.submit_job(&job).await.unwrap();
+    let done = consumer.ended(job.id).await;
+    assert_eq!(done.state, JobState::Completed, "{:?}", done.error);
+    let snapshot = wait_for(&node, "done", |seen| seen.counters.ended == 1).await;
+    let log = agent.log();
+    assert_eq!((snapshot.counters.completed, snapshot.counters.failed), (1, 0), "{log}");
+    assert!(log.contains("reason=\"repeated\""), "the answer was not lost:\n{log}");
+    assert_eq!(Some(snapshot.counters.earned), Some(node.status().await.earnings.total), "{log}");
+    assert!(agent.stop().await.success());
+    world.prove_ledger().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_changes_a_price_leaves_the_digest_that_the_agent_read() {
+    let image = tokio::task::spawn_blocking(engine_image).await.unwrap();
+    let world = World::start().await;
+    let copy = world.control_folder().with_file_name("model.gguf");
+    std::fs::copy(&image.model_path, &copy).unwrap();
+    let offer = |price| {
+        format!(
+            "[[model]]\nname = \"{MODEL}\"\nengine = \"llama.cpp\"\npath = \"{}\"\nthreads = 1\n\
+             context_length = 512\nprice_input = \"1\"\nprice_output = \"{price}\"\n",
+            copy.display(),
+        )
+    };
+    let node = world.enrol_with("attic", &offer(100)).await;
+    let offered = async || {
+        let (client, connection) =
+            tokio_postgres::connect(&world.database_url, NoTls).await.unwrap();
+        tokio::spawn(connection);
+        let row = client
+            .query_one("select model_digest, price_output::int::text from public.offers", &[])
+            .await
+            .unwrap();
+        (row.get::<_, Option<String>>(0), row.get::<_, String>(1))
+    };
+    let served = || Some(sha256_hex(&std::fs::read(&copy).unwrap()));
+    let mut agent = node.start().await;
+    assert_eq!(offered().await, (served(), "100".to_owned()));
+
+    let config = node.folder.join("config/config.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace(&offer(100), &offer(200))).unwrap();
+    let registered = run(&node.folder, &["register"]).await;
+    assert!(registered.status.success(), "{}", talk(&registered));
+    assert_eq!(offered().await, (served(), "200".to_owned()));
+
+    // Another file under the same name is another digest once an agent serves it.
+    assert!(agent.stop().await.success());
+    std::fs::OpenOptions::new().append(true).open(&copy).unwrap().write_all(b"more").unwrap();
+    let mut agent = node.start().await;
+    assert_eq!(offered().await, (served(), "200".to_owned()));
+    assert!(agent.stop().await.success());
 }
 
 fn rust_decimal(number: u64) -> rust_decimal::Decimal {

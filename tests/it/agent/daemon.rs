@@ -50,7 +50,11 @@ impl Drop for Background {
 }
 
 /// Waits until the running agent's snapshot is as wanted.
-async fn wait_for(node: &AgentNode, what: &str, holds: impl Fn(&Snapshot) -> bool) -> Snapshot {
+pub(crate) async fn wait_for(
+    node: &AgentNode,
+    what: &str,
+    holds: impl Fn(&Snapshot) -> bool,
+) -> Snapshot {
     let limit = Instant::now() + PATIENCE;
     loop {
         let seen = admin::snapshot(&files(node), 0).await;

@@ -3,7 +3,7 @@
 
 pub(crate) mod commands;
 mod containers;
-mod daemon;
+pub(crate) mod daemon;
 mod faults;
 mod hardware;
 mod jobs;
