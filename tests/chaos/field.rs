@@ -214,13 +214,30 @@ impl Field {
         }
     }
 
+    /// Waits for a moment until the first node has an attempt in work: a fault that comes
+    /// before shows nothing.
+    pub(crate) async fn wait_for_work(&self, most: Duration) {
+        let limit = Instant::now() + most;
+        while Instant::now() < limit {
+            let seen = admin::snapshot(&self.files(), 0).await;
+            if seen.is_ok_and(|snapshot| !snapshot.attempts.is_empty()) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// The files of the first node's agent.
+    fn files(&self) -> ProcessFiles {
+        let folder = &self.nodes[0].folder;
+        ProcessFiles::new(folder.join("run"), folder.join("state"))
+    }
+
     /// Returns what the first node's agent counts, once it has counted so many ends.
     pub(crate) async fn counters(&self, ended: u64) -> Counters {
-        let folder = &self.nodes[0].folder;
-        let files = ProcessFiles::new(folder.join("run"), folder.join("state"));
         let limit = Instant::now() + TIDY;
         loop {
-            let counters = admin::snapshot(&files, 0).await.unwrap().counters;
+            let counters = admin::snapshot(&self.files(), 0).await.unwrap().counters;
             if counters.ended >= ended || Instant::now() > limit {
                 return counters;
             }

@@ -92,6 +92,7 @@ impl Round {
             asking.spawn(ask(field.asker.clone(), fault, delay, message, rng.u32(1..=WORDS)));
         }
         tokio::time::sleep(Duration::from_millis(100) + answer_time.mul_f64(rng.f64())).await;
+        field.wait_for_work(answer_time).await;
         let strike = fault.strike(field, rng).await;
         let returned = async {
             field.wait_until_back(strike.at).await;
