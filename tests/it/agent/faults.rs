@@ -10,17 +10,14 @@ use serde_json::json;
 use crate::support::agent_gate::Gate;
 use crate::support::agent_world::{World, program, run, talk};
 use crate::support::fixed_rate::FixedRateEngine;
+use crate::support::running_job::RunningJob;
 
 const PAUSE: Duration = Duration::from_millis(20);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_job_of_a_killed_agent_runs_again_when_it_comes_back() {
-    let world = World::start().await;
-    let engine = FixedRateEngine::start(PAUSE).await;
-    let node = world.enrol("attic", &engine, 1).await;
-    let mut agent = node.start().await;
-    let consumer = world.consumer().await;
-    let mut running = consumer.submit(100).await;
+    let RunningJob { world, engine: _engine, node, mut agent, consumer, mut running } =
+        RunningJob::start(PAUSE, 100).await;
     running.hear(None, |heard| heard.deltas > 3).await;
     agent.kill_9();
     assert_eq!(std::fs::read_dir(node.folder.join("state/attempts")).unwrap().count(), 1);
@@ -64,12 +61,8 @@ async fn the_job_of_a_killed_agent_goes_elsewhere_after_the_lease() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_control_plane_comes_back_and_everything_goes_on() {
-    let mut world = World::start().await;
-    let engine = FixedRateEngine::start(PAUSE).await;
-    let node = world.enrol("attic", &engine, 1).await;
-    let _agent = node.start().await;
-    let consumer = world.consumer().await;
-    let mut running = consumer.submit(100).await;
+    let RunningJob { mut world, engine: _engine, node, agent: _agent, consumer, mut running } =
+        RunningJob::start(PAUSE, 100).await;
     running.hear(None, |heard| heard.deltas > 3).await;
     world.control.kill_9();
     node.wait_for_own("unreachable", |own| own.phase == Phase::Unreachable).await;

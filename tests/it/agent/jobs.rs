@@ -13,6 +13,7 @@ use serde_json::json;
 
 use crate::support::agent_world::{World, run, talk};
 use crate::support::fixed_rate::FixedRateEngine;
+use crate::support::running_job::RunningJob;
 
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -71,12 +72,8 @@ async fn jobs_wait_for_a_slot_and_follow_each_other() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_delivered_before_a_cancel_is_charged() {
-    let world = World::start().await;
-    let engine = FixedRateEngine::start(PAUSE).await;
-    let node = world.enrol("attic", &engine, 1).await;
-    let _agent = node.start().await;
-    let consumer = world.consumer().await;
-    let mut running = consumer.submit(2000).await;
+    let RunningJob { world, engine, node: _node, agent: _agent, consumer, mut running } =
+        RunningJob::start(PAUSE, 2000).await;
     running.hear(None, |heard| heard.text.len() > 100).await;
     let held = consumer.rpc.cancel_job(running.id).await.unwrap().held;
     let job = consumer.ended(running.id).await;
@@ -94,12 +91,14 @@ async fn what_was_delivered_before_a_cancel_is_charged() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_consumer_hears_again_what_it_missed() {
-    let world = World::start().await;
-    let engine = FixedRateEngine::start(PAUSE).await;
-    let node = world.enrol("attic", &engine, 1).await;
-    let _agent = node.start().await;
-    let consumer = world.consumer().await;
-    let mut running = consumer.submit(200).await;
+    let RunningJob {
+        world: _world,
+        engine: _engine,
+        node: _node,
+        agent: _agent,
+        consumer,
+        mut running,
+    } = RunningJob::start(PAUSE, 200).await;
     running.hear(None, |heard| heard.text.len() > 60).await;
     let job = consumer.rpc.get_job(running.id).await.unwrap();
     let attempt = job.attempt.unwrap().id;
@@ -182,13 +181,8 @@ async fn a_job_fails_with_the_reason_when_engines_keep_dying() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stopping_agent_finishes_what_it_holds() {
-    let world = World::start().await;
-    let engine = FixedRateEngine::start(PAUSE).await;
-    let node = world.enrol("attic", &engine, 1).await;
-    let mut agent = node.start().await;
-    let consumer = world.consumer().await;
-    let mut running = consumer.submit(100).await;
-    running.hear(None, |heard| heard.deltas > 2).await;
+    let RunningJob { world: _world, engine: _engine, node, mut agent, consumer, running } =
+        RunningJob::start(PAUSE, 100).await;
     agent.signal(Signal::SIGINT);
     node.wait_for_own("draining", |own| own.phase == Phase::Draining).await;
     let waiting = consumer.submit(5).await;
@@ -221,13 +215,8 @@ async fn a_stopping_agent_hands_back_what_it_cannot_finish() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_signal_ends_the_agent_now() {
-    let world = World::start().await;
-    let slow = FixedRateEngine::start(Duration::from_millis(500)).await;
-    let node = world.enrol("attic", &slow, 1).await;
-    let mut agent = node.start().await;
-    let consumer = world.consumer().await;
-    let mut running = consumer.submit(500).await;
-    running.hear(None, |heard| heard.deltas > 1).await;
+    let RunningJob { world: _world, engine: _engine, node, mut agent, consumer, running } =
+        RunningJob::start(Duration::from_millis(500), 500).await;
     let began = std::time::Instant::now();
     agent.signal(Signal::SIGTERM);
     node.wait_for_own("draining", |own| own.phase == Phase::Draining).await;

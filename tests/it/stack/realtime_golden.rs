@@ -28,6 +28,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
 
+use crate::support::cluster::client_program;
 use crate::support::realtime_server::{Database, Settings, now_secs};
 
 /// Scenarios that run at a time; they mostly wait.
@@ -100,7 +101,7 @@ async fn recordings_of_the_real_server_agree() {
     let only = std::env::var("GOLDEN_REALTIME").ok();
 
     let database = Database::start().await;
-    let psql = database.postgres.installation().program("psql");
+    let psql = client_program(&database.postgres.installation().bin, "psql");
     let context = Arc::new(Context {
         psql: psql.to_string_lossy().into_owned(),
         database_url: database.superuser_url(),

@@ -10,6 +10,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
+use infernet::stack::postgres::BIN_VARIABLE;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User};
 use tokio_postgres::NoTls;
@@ -66,7 +67,7 @@ impl Cluster {
     fn wait(&self) {
         let started = Instant::now();
         let is_ready = || {
-            Command::new(self.bin.join("pg_isready"))
+            Command::new(client_program(&self.bin, "pg_isready"))
                 .args(["-q", "-h", "127.0.0.1", "-p", &self.port.to_string()])
                 .status()
                 .unwrap()
@@ -82,7 +83,7 @@ impl Cluster {
     pub(crate) fn create_database(&self, name: &str, schema: &Path) {
         let port = self.port.to_string();
         let run = |program: &str, arguments: &[&str]| {
-            let status = Command::new(self.bin.join(program))
+            let status = Command::new(client_program(&self.bin, program))
                 .args(["-h", "127.0.0.1", "-p", &port, "-U", SUPERUSER])
                 .args(arguments)
                 .env("PGOPTIONS", "-c client_min_messages=warning")
@@ -128,8 +129,12 @@ impl Drop for Cluster {
     }
 }
 
-/// Finds the newest PostgreSQL of this machine.
+/// Where the programs are of the PostgreSQL that the whole run is on, or else of the
+/// newest one of this machine.
 fn binaries() -> PathBuf {
+    if let Some(bin) = std::env::var_os(BIN_VARIABLE).filter(|bin| !bin.is_empty()) {
+        return bin.into();
+    }
     let mut found: Vec<(u32, PathBuf)> = fs::read_dir("/usr/lib/postgresql")
         .into_iter()
         .flatten()
@@ -142,6 +147,13 @@ fn binaries() -> PathBuf {
         .collect();
     found.sort_unstable();
     found.pop().expect("PostgreSQL is installed in /usr/lib/postgresql").1
+}
+
+/// A client's program: the server's own, or that of the path where a package has but
+/// the server.
+pub(crate) fn client_program(bin: &Path, name: &str) -> PathBuf {
+    let own = bin.join(name);
+    if own.exists() { own } else { name.into() }
 }
 
 /// The account that the server runs as, since it refuses root.

@@ -10,5 +10,6 @@ pub(crate) mod frozen_market;
 pub(crate) mod lossy_proxy;
 pub(crate) mod proxy_world;
 pub(crate) mod realtime_server;
+pub(crate) mod running_job;
 pub(crate) mod sql_actors;
 pub(crate) mod test_market;
