@@ -345,34 +345,16 @@ begin
   return v_earned;
 end $$;
 
--- As capture, for many attempts; the arrays run side by side.
-create function infernet.capture_many(p_attempts uuid[], p_costs numeric[]) returns numeric[]
-language plpgsql security definer set search_path = '' as $$
-declare
-  v record;
-begin
-  select array_agg(s.job_id order by s.n) as jobs, array_agg(s.hold_id order by s.n) as holds,
-         array_agg(s.cost order by s.n) as costs, array_agg(s.price_cap - s.cost order by s.n) as rests,
-         array_agg(s.earned order by s.n) as earned, array_agg(s.cost - s.earned order by s.n) as fees,
-         array_agg(-s.price_cap order by s.n) as minus,
-         array_agg(infernet.derived_id(s.id, 'capture') order by s.n) as ids, array_agg(s.n::int order by s.n) as n,
-         array_agg(infernet.account('held', s.consumer_id) order by s.n) as held,
-         array_agg(infernet.account('available', s.consumer_id) order by s.n) as available,
-         array_agg(infernet.account('earned', s.owner_id) order by s.n) as owners,
-         array_agg(infernet.fee_account(s.id) order by s.n) as operators
-  into v
-  from (select p.n, a.id, a.job_id, a.owner_id, j.consumer_id, j.hold_id, j.price_cap, c.cost,
-               trunc(c.cost * (1 - a.fee_rate), 12) as earned
-        from unnest(p_attempts, p_costs) with ordinality as p (id, cost, n)
-        join public.job_attempts a on a.id = p.id
-        join public.jobs j on j.id = a.job_id
-        cross join lateral (select least(round(p.cost, 12), j.price_cap) as cost) c) s;
-  perform infernet.lock_accounts(v.held || v.available || v.owners || v.operators);
-  perform infernet.reduce_holds(v.holds, v.costs, v.rests);
-  perform infernet.post_many(v.ids, 'capture', v.jobs, p_attempts, v.n || v.n || v.n || v.n,
-    v.held || v.available || v.owners || v.operators, v.minus || v.rests || v.earned || v.fees);
-  return v.earned;
-end $$;
+-- Locks what the captures of a node's attempts will change, for a call that makes several of them: all accounts in
+-- one order, before the first is written to.
+create function infernet.lock_capture_accounts(p_node uuid, p_attempts uuid[]) returns void
+language sql volatile security definer set search_path = '' as $$
+  select infernet.lock_accounts(array_agg(distinct k.id))
+  from public.job_attempts a
+  join public.jobs j on j.id = a.job_id
+  cross join lateral unnest(array[infernet.account('held', j.consumer_id), infernet.account('available', j.consumer_id),
+                                  infernet.account('earned', a.owner_id), infernet.fee_account(a.id)]) k (id)
+  where a.id = any (p_attempts) and a.provider_id = p_node $$;
 
 -- ---------------------------------------------------------------- reading
 

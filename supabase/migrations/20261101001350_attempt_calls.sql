@@ -14,40 +14,19 @@ begin
   return v_attempt;
 end $$;
 
+-- Locks the jobs of a node's attempts, in the order in which every call takes several.
+create function infernet.lock_jobs(p_node uuid, p_attempts uuid[]) returns void
+language sql volatile security definer set search_path = '' as $$
+  select from public.jobs j
+  where j.id in (select a.job_id from public.job_attempts a where a.id = any (p_attempts) and a.provider_id = p_node)
+  order by j.id for update $$;
+
 -- Refuses an attempt that is not one of the calling node's; a caller that is no node, or suspended, is told that.
 create function infernet.refuse_attempt(p_attempt uuid) returns void
 language plpgsql stable security definer set search_path = '' as $$
 begin
   perform infernet.require_provider();
   perform infernet.refuse(404, 'unknown_attempt', format('Attempt %s is not one of this node.', p_attempt));
-end $$;
-
--- Starts offered attempts of a node, each under a lease that the agent made; returns how each stands after
--- it: started (also when it had been started under the same lease), not_yours (it runs under another
--- lease, so that two agents with one key cannot both run it), or gone.
-create function infernet.start_all(p_node uuid, p_attempts uuid[], p_leases uuid[])
-returns table (attempt public.job_attempts, job public.jobs, contents public.job_contents, outcome text)
-language plpgsql security definer set search_path = '' as $$
-#variable_conflict use_column
-declare
-  v_now timestamptz := infernet.clock();
-begin
-  perform from public.jobs j
-  where j.id in (select a.job_id from public.job_attempts a where a.id = any (p_attempts) and a.provider_id = p_node)
-  order by j.id for update;
-  with started as (
-    update public.job_attempts a set state = 'running', lease = p.lease, started_at = v_now
-    from unnest(p_attempts, p_leases) as p (id, lease)
-    where a.id = p.id and a.provider_id = p_node and a.state = 'offered'
-    returning a.job_id)
-  update public.jobs j set state = 'running', started_at = coalesce(j.started_at, v_now) from started s where j.id = s.job_id;
-  return query
-    select a, j, c, case when a.state <> 'running' then 'gone' when a.lease = p.lease then 'started' else 'not_yours' end
-    from unnest(p_attempts, p_leases) with ordinality as p (id, lease, n)
-    join public.job_attempts a on a.id = p.id and a.provider_id = p_node
-    join public.jobs j on j.id = a.job_id
-    join public.job_contents c on c.job_id = j.id
-    order by p.n;
 end $$;
 
 -- What a node must know to run an attempt.
@@ -66,16 +45,14 @@ begin
     'price_second', infernet.usd(p_attempt.price_second), 'stream_rate', p_stream_rate);
 end $$;
 
-create function infernet.start_attempt(p_attempt uuid, p_lease uuid) returns jsonb
-language plpgsql security definer set search_path = ''
-set plan_cache_mode = force_generic_plan set enable_bitmapscan = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+-- Starts an attempt under a lease that the agent made, also when it had been started under the same one. Otherwise says
+-- why not: not_yours (it runs under another lease, so that two agents with one key cannot both run it), or gone.
+create function infernet.start_one(p_attempt uuid, p_lease uuid, out started jsonb, out refused text, out state public.attempt_state)
+language plpgsql security definer set search_path = '' as $$
 declare
   v_now  timestamptz := infernet.clock();
   v_held record;
 begin
-  if p_lease is null then
-    perform infernet.refuse(422, 'bad_input', 'A lease is needed.', 'Make a random UUID for it.');
-  end if;
   -- Locks the job, then the attempt: the order that holds everywhere.
   select j as job, a as attempt, c as contents, p.approval, s.value as settings, infernet.stream_share(s.value, u) as stream_rate
   into v_held
@@ -87,35 +64,65 @@ begin
   where a.id = p_attempt and a.provider_id = auth.uid() for update of j, a;
   if not found or v_held.approval in ('suspended', 'revoked') then
     perform infernet.refuse_attempt(p_attempt);
-  elsif (v_held.attempt).state = 'offered' then
+  end if;
+  state := (v_held.attempt).state;
+  if state = 'offered' then
     with started as (
       update public.job_attempts set state = 'running', lease = p_lease, started_at = v_now where id = p_attempt)
     update public.jobs set state = 'running', started_at = coalesce(started_at, v_now) where id = (v_held.job).id;
-  elsif (v_held.attempt).state <> 'running' then
-    perform infernet.refuse(409, 'gone', format('This attempt is %s.', (v_held.attempt).state), 'Drop it.');
+  elsif state <> 'running' then
+    refused := 'gone';
+    return;
   elsif (v_held.attempt).lease <> p_lease then
-    perform infernet.refuse(409, 'not_yours', 'This attempt runs under another lease.', 'Another agent uses this node''s key.');
+    refused := 'not_yours';
+    return;
   end if;
-  return infernet.start_json(v_held.attempt, v_held.job, v_held.contents, p_lease, v_held.settings, v_held.stream_rate);
+  started := infernet.start_json(v_held.attempt, v_held.job, v_held.contents, p_lease, v_held.settings, v_held.stream_rate);
 end $$;
 
--- Starts several attempts at once; each answer is what start_attempt says, or {"attempt","refused"}.
+create function infernet.start_attempt(p_attempt uuid, p_lease uuid) returns jsonb
+language plpgsql security definer set search_path = ''
+set plan_cache_mode = force_generic_plan set enable_bitmapscan = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+declare
+  v record;
+begin
+  if p_lease is null then
+    perform infernet.refuse(422, 'bad_input', 'A lease is needed.', 'Make a random UUID for it.');
+  end if;
+  v := infernet.start_one(p_attempt, p_lease);
+  if v.refused = 'gone' then
+    perform infernet.refuse(409, 'gone', format('This attempt is %s.', v.state), 'Drop it.');
+  elsif v.refused = 'not_yours' then
+    perform infernet.refuse(409, 'not_yours', 'This attempt runs under another lease.', 'Another agent uses this node''s key.');
+  end if;
+  return v.started;
+end $$;
+
+-- Starts several attempts at once; each answer is what start_attempt says, or {"attempt","refused"}. What is not of
+-- this node is left out.
 create function infernet.start_attempts(p_attempts uuid[], p_leases uuid[]) returns jsonb
 language plpgsql security definer set search_path = ''
 set plan_cache_mode = force_generic_plan set enable_bitmapscan = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
-  v_node     public.providers := infernet.require_provider();
-  v_settings jsonb := infernet.settings_now();
-  v_rate     numeric := infernet.stream_rate();
+  v_node    public.providers := infernet.require_provider();
+  v_answers jsonb := '[]'::jsonb;
+  v         record;
 begin
   if p_attempts is null or cardinality(p_attempts) > 1000 or cardinality(p_attempts) is distinct from cardinality(p_leases)
      or array_position(p_leases, null) is not null then
     perform infernet.refuse(422, 'bad_input', 'At most 1000 attempts are started at once, each with a lease.');
   end if;
-  return jsonb_build_object('started', (
-    select coalesce(jsonb_agg(case when s.outcome = 'started' then infernet.start_json(s.attempt, s.job, s.contents, (s.attempt).lease, v_settings, v_rate)
-                                   else jsonb_build_object('attempt', (s.attempt).id, 'refused', s.outcome) end), '[]')
-    from infernet.start_all(v_node.id, p_attempts, p_leases) s));
+  perform infernet.lock_jobs(v_node.id, p_attempts);
+  for v in
+    select p.id, s.started, s.refused
+    from unnest(p_attempts, p_leases) with ordinality as p (id, lease, n)
+    join public.job_attempts a on a.id = p.id and a.provider_id = v_node.id
+    cross join lateral infernet.start_one(p.id, p.lease) s
+    order by p.n
+  loop
+    v_answers := v_answers || coalesce(v.started, jsonb_build_object('attempt', v.id, 'refused', v.refused));
+  end loop;
+  return jsonb_build_object('started', v_answers);
 end $$;
 
 -- Refuses a receipt whose content is not what SQL knows. Its signature is checked by whoever needs to
@@ -211,12 +218,14 @@ return infernet.price(p_attempt.price_input, p_attempt.price_output, p_attempt.p
   coalesce((p_usage -> 'input_tokens')::bigint, 0), coalesce((p_usage -> 'output_tokens')::bigint, 0),
   coalesce((p_usage -> 'seconds')::bigint, 0));
 
--- Takes an attempt's result, settles it, and passes its slot on. A result that comes late, or under another
--- lease, is kept as evidence and changes nothing; a repeated one answers again.
-create function infernet.complete_attempt(
-  p_attempt uuid, p_lease uuid, p_output text, p_finish text, p_usage jsonb, p_receipt jsonb) returns jsonb
-language plpgsql security definer set search_path = ''
-set plan_cache_mode = force_generic_plan set enable_bitmapscan = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
+-- Takes an attempt's result and settles it. A result that comes late, or under another lease, is kept as
+-- evidence and changes nothing; a repeated one answers again. Returns the answer without what comes next, and
+-- the offer whose slot is free now, if one is.
+create function infernet.complete_one(
+  p_attempt uuid, p_lease uuid, p_output text, p_finish text, p_usage jsonb, p_receipt jsonb,
+  out answer jsonb, out offer_id uuid, out settings jsonb)
+language plpgsql security definer set search_path = '' as $$
+#variable_conflict use_column
 declare
   v_now     timestamptz := infernet.clock();
   v_sha256  text := encode(sha256(convert_to(coalesce(p_output, ''), 'UTF8')), 'hex');
@@ -226,7 +235,6 @@ declare
   v_usage   jsonb;
   v_cost    numeric(38,12);
   v_earned  numeric(38,12);
-  v_next    uuid[];
 begin
   -- Locks the job, then the attempt: the order that holds everywhere.
   select j as job, a as attempt, c.input_sha256, p.public_key, p.approval, s.value as settings into v_held
@@ -242,7 +250,8 @@ begin
   v_job := v_held.job;
   v_attempt := v_held.attempt;
   if v_attempt.state <> 'running' or v_attempt.lease is distinct from p_lease then
-    return infernet.late_result(v_attempt, v_job, p_lease, v_sha256, p_usage, p_receipt);
+    answer := infernet.late_result(v_attempt, v_job, p_lease, v_sha256, p_usage, p_receipt);
+    return;
   end if;
   v_usage := infernet.judge_result(v_held.public_key, v_attempt, v_job, v_held.input_sha256, p_output, v_sha256, p_finish,
                                    p_usage, p_receipt, v_held.settings);
@@ -268,118 +277,72 @@ begin
     error_code = case when state = 'cancelling' then 'cancelled' end,
     error = case when state = 'cancelling' then 'Cancelled; what was delivered until then is paid.' end
   where id = v_job.id returning state into v_job.state;
-  v_next := infernet.fill_offer(v_attempt.offer_id, 1, true, v_held.settings);
-  return jsonb_build_object('accepted', true, 'reason', null, 'job_state', v_job.state, 'usage', v_usage,
-    'earned', infernet.usd(v_earned), 'next', case when v_next is not null then infernet.offered(v_next[1]) end);
+  answer := jsonb_build_object('accepted', true, 'reason', null, 'job_state', v_job.state, 'usage', v_usage,
+    'earned', infernet.usd(v_earned), 'next', null);
+  offer_id := v_attempt.offer_id;
+  settings := v_held.settings;
 end $$;
 
--- As complete_attempt, for many attempts of a node. What is no result refuses the whole call. The arrays run
--- side by side; so does the answer.
-create function infernet.complete_all(
-  p_node public.providers, p_attempts uuid[], p_leases uuid[], p_outputs text[], p_finishes text[], p_usages jsonb[],
-  p_receipts jsonb[]) returns jsonb[]
-language plpgsql security definer set search_path = '' as $$
+-- Takes an attempt's result, and answers with what the node does next in the slot that it leaves.
+create function infernet.complete_attempt(
+  p_attempt uuid, p_lease uuid, p_output text, p_finish text, p_usage jsonb, p_receipt jsonb) returns jsonb
+language plpgsql security definer set search_path = ''
+set plan_cache_mode = force_generic_plan set enable_bitmapscan = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
-  v_settings jsonb := infernet.settings_now();
-  v_now      timestamptz := infernet.clock();
-  v_attempt  public.job_attempts;
-  v_job      public.jobs;
-  v_sha256   text;
-  v_sha256s  text[] := '{}'::text[];
-  v_usage    jsonb;
-  v_answers  jsonb[] := array_fill(null::jsonb, array[cardinality(p_attempts)]);
-  v_which    int[] := '{}'::int[];
-  v_ids      uuid[] := '{}'::uuid[];
-  v_jobs     uuid[] := '{}'::uuid[];
-  v_usages   jsonb[] := '{}'::jsonb[];
-  v_costs    numeric[] := '{}'::numeric[];
-  v_earned   numeric[];
-  v_slots    record;
-  v_next     uuid[] := '{}'::uuid[];
+  v      record;
+  v_next uuid[];
 begin
-  perform from public.jobs j
-  where j.id in (select a.job_id from public.job_attempts a where a.id = any (p_attempts) and a.provider_id = p_node.id)
-  order by j.id for update;
-  for i in 1 .. cardinality(p_attempts) loop
-    select * into v_attempt from public.job_attempts a where a.id = p_attempts[i] and a.provider_id = p_node.id;
-    if not found or v_attempt.id = any (v_ids) then
-      perform infernet.refuse(404, 'unknown_attempt', format('Attempt %s is not one of this node, or named twice.', p_attempts[i]));
-    end if;
-    select j.* into strict v_job from public.jobs j where j.id = v_attempt.job_id;
-    v_sha256 := encode(sha256(convert_to(coalesce(p_outputs[i], ''), 'UTF8')), 'hex');
-    if v_attempt.state <> 'running' or v_attempt.lease is distinct from p_leases[i] then
-      v_answers[i] := infernet.late_result(v_attempt, v_job, p_leases[i], v_sha256, p_usages[i], p_receipts[i]);
-      continue;
-    end if;
-    v_usage := infernet.judge_result(p_node.public_key, v_attempt, v_job,
-      (select c.input_sha256 from public.job_contents c where c.job_id = v_job.id), p_outputs[i], v_sha256, p_finishes[i],
-      p_usages[i], p_receipts[i], v_settings);
-    v_which := v_which || i;
-    v_ids := v_ids || v_attempt.id;
-    v_jobs := v_jobs || v_job.id;
-    v_sha256s := v_sha256s || v_sha256;
-    v_usages := v_usages || v_usage;
-    v_costs := v_costs || infernet.usage_cost(v_attempt, v_usage);
-  end loop;
-  if v_ids = '{}' then
-    return v_answers;
+  v := infernet.complete_one(p_attempt, p_lease, p_output, p_finish, p_usage, p_receipt);
+  if v.offer_id is null then
+    return v.answer;
   end if;
-
-  v_earned := infernet.capture_many(v_ids, v_costs);
-  update public.job_attempts a set state = 'completed', ended_at = v_now, cost = r.cost, earned = r.earned,
-    reported = p_usages[r.i], receipt = p_receipts[r.i]
-  from unnest(v_ids, v_costs, v_earned, v_which) as r (id, cost, earned, i) where a.id = r.id;
-  update public.job_contents c set output = p_outputs[r.i], output_sha256 = r.sha256
-  from unnest(v_jobs, v_sha256s, v_which) as r (id, sha256, i) where c.job_id = r.id;
-  update public.jobs j set
-    state = case when j.state = 'cancelling' then 'cancelled' else 'completed' end::public.job_state,
-    ended_at = v_now, provider_id = p_node.id, cost = r.cost, finish = p_finishes[r.i],
-    input_tokens = (r.usage -> 'input_tokens')::int, output_tokens = (r.usage -> 'output_tokens')::int,
-    seconds = (r.usage -> 'seconds')::int,
-    error_code = case when j.state = 'cancelling' then 'cancelled' end,
-    error = case when j.state = 'cancelling' then 'Cancelled; what was delivered until then is paid.' end
-  from unnest(v_jobs, v_costs, v_usages, v_which) as r (id, cost, usage, i) where j.id = r.id;
-  delete from infernet.live_attempts where job_id = any (v_jobs);
-  insert into infernet.outcomes (provider_id, owner_id, offer_id, consumer_id, cost, output_tokens, seconds, noted_at)
-  select a.provider_id, a.owner_id, a.offer_id, j.consumer_id, a.cost, j.output_tokens, extract(epoch from v_now - a.started_at), v_now
-  from unnest(v_ids) r (id) join public.job_attempts a on a.id = r.id join public.jobs j on j.id = a.job_id;
-
-  for v_slots in
-    select a.offer_id as id, count(*)::int as n, row_number() over (order by a.offer_id) = 1 as first
-    from public.job_attempts a where a.id = any (v_ids) group by 1 order by 1
-  loop
-    v_next := v_next || coalesce(infernet.fill_offer(v_slots.id, v_slots.n, v_slots.first, v_settings), '{}');
-  end loop;
-  for i in 1 .. cardinality(v_which) loop
-    v_answers[v_which[i]] := jsonb_build_object('accepted', true, 'reason', null, 'usage', v_usages[i],
-      'job_state', (select j.state from public.jobs j where j.id = v_jobs[i]),
-      'earned', infernet.usd(v_earned[i]), 'next', infernet.offered(v_next[i]));
-  end loop;
-  return v_answers;
+  v_next := infernet.fill_offer(v.offer_id, 1, true, v.settings);
+  return case when v_next is null then v.answer
+    else v.answer || jsonb_build_object('next', infernet.offered(v_next[1])) end;
 end $$;
 
 -- Takes several results at once, each {"attempt","lease","output","finish","usage","receipt"}; each answer is
--- what complete_attempt says.
+-- what complete_attempt says. What is no result refuses the whole call.
 create function infernet.complete_attempts(p_results jsonb) returns jsonb
 language plpgsql security definer set search_path = ''
 set plan_cache_mode = force_generic_plan set enable_bitmapscan = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off as $$
 declare
-  v_node public.providers := infernet.require_provider();
-  v      record;
+  v_node    public.providers := infernet.require_provider();
+  v_ids     uuid[];
+  v_answers jsonb[];
+  v_offers  uuid[];
+  v_slots   record;
+  v_next    uuid[] := '{}'::uuid[];
 begin
   if jsonb_typeof(p_results) is distinct from 'array' or jsonb_array_length(p_results) not between 1 and 1000 then
     perform infernet.refuse(422, 'bad_input', 'The results must be an array of 1 to 1000 objects.');
   end if;
   begin
-    select array_agg((r ->> 'attempt')::uuid order by n) as attempts, array_agg((r ->> 'lease')::uuid order by n) as leases,
-           array_agg(r ->> 'output' order by n) as outputs, array_agg(r ->> 'finish' order by n) as finishes,
-           array_agg(r -> 'usage' order by n) as usages, array_agg(r -> 'receipt' order by n) as receipts
-    into v from jsonb_array_elements(p_results) with ordinality as e (r, n);
+    select array_agg((r ->> 'attempt')::uuid order by n) into v_ids from jsonb_array_elements(p_results) with ordinality as e (r, n);
+    perform (r ->> 'lease')::uuid from jsonb_array_elements(p_results) as e (r);
   exception when invalid_text_representation then
     perform infernet.refuse(422, 'bad_input', format('A result cannot be read: %s.', sqlerrm));
   end;
-  return jsonb_build_object('results', to_jsonb(
-    infernet.complete_all(v_node, v.attempts, v.leases, v.outputs, v.finishes, v.usages, v.receipts)));
+  if (select count(distinct id) from unnest(v_ids) id) < cardinality(v_ids) then
+    perform infernet.refuse(404, 'unknown_attempt', 'An attempt is named twice.');
+  end if;
+  perform infernet.lock_jobs(v_node.id, v_ids);
+  perform infernet.lock_capture_accounts(v_node.id, v_ids);
+  select array_agg(c.answer order by e.n), array_agg(c.offer_id order by e.n) into v_answers, v_offers
+  from jsonb_array_elements(p_results) with ordinality as e (r, n)
+  cross join lateral infernet.complete_one((r ->> 'attempt')::uuid, (r ->> 'lease')::uuid, r ->> 'output', r ->> 'finish',
+                                           r -> 'usage', r -> 'receipt') c;
+  for v_slots in
+    select o.id, count(*)::int as n, row_number() over (order by o.id) = 1 as first
+    from unnest(v_offers) o (id) where o.id is not null group by 1 order by 1
+  loop
+    v_next := v_next || coalesce(infernet.fill_offer(v_slots.id, v_slots.n, v_slots.first, infernet.settings_now()), '{}');
+  end loop;
+  return jsonb_build_object('results', (
+    select jsonb_agg(case when x.next is null then a.answer else a.answer || jsonb_build_object('next', infernet.offered(x.next)) end order by a.n)
+    from (select answer, n, count(offer) over (order by n) as slot, offer
+          from unnest(v_answers, v_offers) with ordinality as u (answer, offer, n)) a
+    left join unnest(v_next) with ordinality as x (next, slot) on a.offer is not null and x.slot = a.slot));
 end $$;
 
 -- Answers a result that changes nothing, and keeps it.

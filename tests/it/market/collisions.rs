@@ -188,7 +188,7 @@ async fn a_result_handed_in_many_times_at_once_is_paid_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn results_at_once_go_wrong_without_the_lock_of_the_attempt() {
-    let weaknesses = [("infernet.complete_attempt", " for update of j, a", "")];
+    let weaknesses = [("infernet.complete_one", " for update of j, a", "")];
     assert_ne!(duplicate_results(10, &weaknesses).await, Vec::<String>::new());
 }
 

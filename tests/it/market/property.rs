@@ -638,7 +638,7 @@ const DEFECTS: &[Defect] = &[
         without: "",
     },
     Defect {
-        function: "infernet.complete_attempt",
+        function: "infernet.complete_one",
         guard: "v_attempt.state <> 'running' or v_attempt.lease is distinct from p_lease",
         without: "v_attempt.state <> 'running'",
     },
@@ -666,11 +666,6 @@ const DEFECTS: &[Defect] = &[
         function: "infernet.submit_batch",
         guard: "perform infernet.refuse(409, 'id_conflict'",
         without: "perform format('%s %s'",
-    },
-    Defect {
-        function: "infernet.complete_all",
-        guard: "v_attempt.state <> 'running' or v_attempt.lease is distinct from p_leases[i]",
-        without: "v_attempt.state <> 'running'",
     },
     Defect { function: "infernet.tick", guard: "v_pulse.grace_until <= v_now", without: "true" },
 ];

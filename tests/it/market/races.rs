@@ -41,7 +41,7 @@ const UNGUARDED_SLOT: &str = "
 const UNGUARDED_START: &str = "
     do $$
     declare
-      v_whole text := pg_get_functiondef('infernet.start_attempt'::regproc);
+      v_whole text := pg_get_functiondef('infernet.start_one'::regproc);
       v_weak  text := replace(replace(v_whole, ' for update of j, a', ''), 'with started as', 'perform pg_sleep(0.002); with started as');
     begin
       assert v_weak not like '%for update%' and v_weak like '%pg_sleep%' and v_whole like '%for update of j, a%';
