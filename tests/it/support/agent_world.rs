@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use infernet::agent::admin;
+use infernet::agent::process::ProcessFiles;
 use infernet::control::realtime::{Channel, ChannelEvent, JoinOptions, Realtime, RealtimeEndpoint};
 use infernet::control::rpc::{Job, NodeStatus, Rpc, SubmitJob};
 use infernet::control::session::{Enrolment, LoginKind, Session};
@@ -344,7 +346,7 @@ impl AgentNode {
         Process { child, log }
     }
 
-    /// Starts the agent and waits until it takes work.
+    /// Starts the agent and waits until it takes work, and answers on its admin socket.
     pub(crate) async fn start(&self) -> Process {
         self.start_with(&[]).await
     }
@@ -353,13 +355,20 @@ impl AgentNode {
     pub(crate) async fn start_with(&self, arguments: &[&str]) -> Process {
         let mut agent = self.spawn(arguments);
         let limit = Instant::now() + PATIENCE;
-        while self.status().await.node.status != "online" {
+        while self.status().await.node.status != "online" || !self.answers().await {
             let ended = agent.child.try_wait().unwrap();
             assert!(ended.is_none(), "the agent ended with {ended:?}:\n{}", agent.log());
             assert!(Instant::now() < limit, "the node is not online:\n{}", agent.log());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         agent
+    }
+
+    /// Says whether the agent can be asked on its admin socket, which it opens when the
+    /// control plane knows it already.
+    async fn answers(&self) -> bool {
+        let files = ProcessFiles::new(self.folder.join("run"), self.folder.join("state"));
+        admin::snapshot(&files, 0).await.is_ok()
     }
 
     pub(crate) async fn status(&self) -> NodeStatus {
