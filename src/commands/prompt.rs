@@ -119,10 +119,10 @@ impl PromptArgs {
         }
         let mut job = SubmitJob::chat(&self.model, Value::Object(input));
         job.max_tokens = self.max_tokens;
-        job.max_cost = self.max_cost;
-        job.deadline_secs =
+        job.terms.max_cost = self.max_cost;
+        job.terms.deadline_secs =
             self.deadline.map(|time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX));
-        job.title.clone_from(&self.title);
+        job.terms.title.clone_from(&self.title);
         job.kind = self.kind.into();
         job.max_seconds =
             self.max_time.map(|time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX));

@@ -14,6 +14,7 @@ mod history;
 mod job;
 mod node;
 mod operator;
+mod terms;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,6 +46,7 @@ pub use self::node::{
 pub use self::operator::{
     CreditGrant, Finding, FindingLevel, Health, LedgerProof, Overview, OverviewModel, OverviewNodes,
 };
+pub use self::terms::{JobTerms, Needs};
 use super::ControlPlane;
 use super::session::Session;
 use super::wire::Wire;

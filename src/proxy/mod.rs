@@ -115,8 +115,8 @@ impl ProxyOptions {
     fn job(&self, model: &str, kind: JobKind, input: Value) -> SubmitJob {
         let mut job = SubmitJob::chat(model, input);
         job.kind = kind;
-        job.max_cost = self.max_cost;
-        job.deadline_secs = self.deadline_secs;
+        job.terms.max_cost = self.max_cost;
+        job.terms.deadline_secs = self.deadline_secs;
         job
     }
 }

@@ -221,7 +221,7 @@ async fn ask(asker: Asker, fault: Fault, delay: Duration, message: String, token
         request.max_tokens = Some(tokens);
         request
     };
-    request.max_cost = Some("0.1".parse().unwrap());
+    request.terms.max_cost = Some("0.1".parse().unwrap());
     let ended = tokio::time::timeout(PATIENCE, read(&asker, &request)).await;
     let ended = ended.unwrap_or_else(|_slow| Err("it did not end in time".to_owned()));
     Asked { id: request.id, message, tokens, ended }

@@ -63,11 +63,11 @@ pub(super) async fn run(
     let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
     let mut request = SubmitBatch::new(&args.model, JobKind::Chat, items);
     request.max_tokens = args.max_tokens;
-    request.max_cost = args.max_cost;
-    request.deadline_secs = args.deadline.map(seconds);
-    request.delay_secs = args.delay.map(seconds);
-    request.priority = args.priority;
-    request.title.clone_from(&args.title);
+    request.terms.max_cost = args.max_cost;
+    request.terms.deadline_secs = args.deadline.map(seconds);
+    request.terms.delay_secs = args.delay.map(seconds);
+    request.terms.priority = args.priority;
+    request.terms.title.clone_from(&args.title);
     let rpc = context.user(key).await?;
     let submitted = rpc.submit_batch(&request).await?;
     let batch = &submitted.batch;

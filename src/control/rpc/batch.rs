@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::job::{JobKind, JobState, Reason};
-use super::{Rpc, RpcError};
+use super::{JobTerms, Rpc, RpcError};
 use crate::id::{BatchId, JobId};
 use crate::money::Usd;
 
@@ -76,21 +76,9 @@ pub struct SubmitBatch {
     /// The most tokens of output of each.
     #[serde(rename = "p_max_tokens", skip_serializing_if = "Option::is_none")]
     pub max_tokens: Option<u32>,
-    /// The most that each may cost.
-    #[serde(rename = "p_max_cost", skip_serializing_if = "Option::is_none")]
-    pub max_cost: Option<Usd>,
-    /// Seconds from now until they expire.
-    #[serde(rename = "p_deadline_secs", skip_serializing_if = "Option::is_none")]
-    pub deadline_secs: Option<u32>,
-    /// A name for people.
-    #[serde(rename = "p_title", skip_serializing_if = "Option::is_none")]
-    pub title: Option<String>,
-    /// Jobs of a higher priority go first; 0 unless an operator allows more.
-    #[serde(rename = "p_priority", skip_serializing_if = "Option::is_none")]
-    pub priority: Option<i32>,
-    /// Seconds from now until the first may be given to a node.
-    #[serde(rename = "p_delay_secs", skip_serializing_if = "Option::is_none")]
-    pub delay_secs: Option<u32>,
+    /// What each may cost, when they run, and on which nodes; the title is the batch's.
+    #[serde(flatten)]
+    pub terms: JobTerms,
 }
 
 impl SubmitBatch {
@@ -102,11 +90,7 @@ impl SubmitBatch {
             items,
             kind,
             max_tokens: None,
-            max_cost: None,
-            deadline_secs: None,
-            title: None,
-            priority: None,
-            delay_secs: None,
+            terms: JobTerms::default(),
         }
     }
 }

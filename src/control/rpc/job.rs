@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{NoArguments, Rpc, RpcError};
+use super::{JobTerms, NoArguments, Rpc, RpcError};
 use crate::id::{AttemptId, JobId, NodeId};
 use crate::money::Usd;
 
@@ -286,15 +286,9 @@ pub struct SubmitJob {
     /// The most tokens of output; the control plane's limit when absent.
     #[serde(rename = "p_max_tokens", skip_serializing_if = "Option::is_none")]
     pub max_tokens: Option<u32>,
-    /// The most it may cost.
-    #[serde(rename = "p_max_cost", skip_serializing_if = "Option::is_none")]
-    pub max_cost: Option<Usd>,
-    /// Seconds from now until it expires.
-    #[serde(rename = "p_deadline_secs", skip_serializing_if = "Option::is_none")]
-    pub deadline_secs: Option<u32>,
-    /// A name for people.
-    #[serde(rename = "p_title", skip_serializing_if = "Option::is_none")]
-    pub title: Option<String>,
+    /// What it may cost, when it runs, and on which nodes.
+    #[serde(flatten)]
+    pub terms: JobTerms,
     /// The most seconds that a container may run; the control plane's default when absent.
     #[serde(rename = "p_max_seconds", skip_serializing_if = "Option::is_none")]
     pub max_seconds: Option<u32>,
@@ -309,9 +303,7 @@ impl SubmitJob {
             input,
             kind: JobKind::Chat,
             max_tokens: None,
-            max_cost: None,
-            deadline_secs: None,
-            title: None,
+            terms: JobTerms::default(),
             max_seconds: None,
         }
     }

@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use infernet::config::{Config, ModelSource, Overrides};
-use infernet::control::rpc::{JobState, SubmitJob};
+use infernet::control::rpc::{JobState, JobTerms, SubmitJob};
 use infernet::engine::Catalogue;
 use infernet::engine::catalogue::{GpuNeed, ServedModel};
 use infernet::id::JobId;
@@ -46,9 +46,12 @@ fn job_spec(name: &str, model: &str) -> SubmitJob {
         input: spec["p_input"].clone(),
         kind: serde_json::from_value(spec["p_kind"].clone()).unwrap(),
         max_tokens: number("p_max_tokens"),
-        max_cost: spec["p_max_cost"].as_str().map(|cost| cost.parse().unwrap()),
-        deadline_secs: number("p_deadline_secs"),
-        title: spec["p_title"].as_str().map(str::to_owned),
+        terms: JobTerms {
+            max_cost: spec["p_max_cost"].as_str().map(|cost| cost.parse().unwrap()),
+            deadline_secs: number("p_deadline_secs"),
+            title: spec["p_title"].as_str().map(str::to_owned),
+            ..JobTerms::default()
+        },
         max_seconds: number("p_max_seconds"),
     };
     let mut sent = serde_json::to_value(&job).unwrap();
@@ -170,7 +173,7 @@ async fn the_agent_in_an_image_serves_the_example_job() {
 
     let consumer = world.consumer().await;
     let mut job = job_spec("jobs/chat.json", "fixed");
-    job.max_cost = Some("1".parse().unwrap());
+    job.terms.max_cost = Some("1".parse().unwrap());
     consumer.rpc.submit_job(&job).await.unwrap();
     let job = consumer.ended(job.id).await;
     assert_eq!(job.state, JobState::Completed, "{job:?}");

@@ -28,7 +28,7 @@ async fn the_beginning_of_an_id_is_enough_where_it_is_of_one_alone() {
         let mut job =
             SubmitJob::chat(MODEL, json!({"messages": [{"role": "user", "content": "hi"}]}));
         job.id = id;
-        job.title = Some("with\ttabs\nand \u{1b}[2Jtricks".to_owned());
+        job.terms.title = Some("with\ttabs\nand \u{1b}[2Jtricks".to_owned());
         rpc.submit_job(&job).await.unwrap();
     };
     let (first, second, others) = (id(0x0192_aaaa, 1), id(0x0192_aabb, 2), id(0x0192_cccc, 3));

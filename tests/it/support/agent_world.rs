@@ -430,7 +430,7 @@ impl Consumer {
         );
         job.max_tokens = Some(tokens);
         // A price of one's own lets a job wait for an offer.
-        job.max_cost = Some("1".parse().unwrap());
+        job.terms.max_cost = Some("1".parse().unwrap());
         let topic = format!("job:{}:{}", self.subject, job.id);
         let mut channel = self.realtime.join(&topic, JoinOptions::default());
         let joined = tokio::time::timeout(PATIENCE, channel.recv()).await.unwrap();
