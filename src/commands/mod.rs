@@ -42,6 +42,7 @@ mod start;
 mod status;
 mod stop;
 mod table;
+mod terms;
 mod top;
 #[cfg(feature = "stack")]
 mod up;

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
+use super::terms::{TermsArgs, seconds};
 use crate::command_error::{CommandError, Kind};
 use crate::control::rpc::{JobKind, SubmitJob};
-use crate::money::Usd;
 
 /// The most that is read of a prompt from stdin; the control plane's own limit
 /// is far lower.
@@ -60,12 +60,6 @@ pub(crate) struct PromptArgs {
     /// Stop after this many tokens
     #[arg(long, value_name = "N")]
     max_tokens: Option<u32>,
-    /// Hold at most this many USD, and take only offers that fit
-    #[arg(long, value_name = "USD")]
-    max_cost: Option<Usd>,
-    /// Let the job expire after this time, such as 90s, 10m or 2h
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    deadline: Option<Duration>,
     /// Choose tokens more freely (above 1) or more strictly (0 is the strictest)
     #[arg(long, value_name = "NUMBER")]
     temperature: Option<f64>,
@@ -79,9 +73,8 @@ pub(crate) struct PromptArgs {
     /// whoever allows that too: faster, but one may guess from times what others asked
     #[arg(long)]
     share_prefix_cache: bool,
-    /// Give the job a name for people
-    #[arg(long, value_name = "TEXT")]
-    title: Option<String>,
+    #[command(flatten)]
+    terms: TermsArgs,
 }
 
 impl PromptArgs {
@@ -119,13 +112,9 @@ impl PromptArgs {
         }
         let mut job = SubmitJob::chat(&self.model, Value::Object(input));
         job.max_tokens = self.max_tokens;
-        job.terms.max_cost = self.max_cost;
-        job.terms.deadline_secs =
-            self.deadline.map(|time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX));
-        job.terms.title.clone_from(&self.title);
+        job.terms = self.terms.terms();
         job.kind = self.kind.into();
-        job.max_seconds =
-            self.max_time.map(|time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX));
+        job.max_seconds = self.max_time.map(seconds);
         Ok(job)
     }
 

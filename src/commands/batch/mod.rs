@@ -28,7 +28,7 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Submit the lines of a file as one batch, and print its id
-    Submit(submit::Args),
+    Submit(Box<submit::Args>),
     /// List batches, the newest first
     Ls(LsArgs),
     /// Show how far a batch is, or print its results

@@ -1,14 +1,12 @@
 //! `infernet batch submit`.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use super::{input, progress};
 use crate::command_error::CommandError;
 use crate::commands::Context;
-use crate::commands::prompt::parse_duration;
+use crate::commands::terms::TermsArgs;
 use crate::control::rpc::{JobKind, SubmitBatch};
-use crate::money::Usd;
 
 /// The arguments of `infernet batch submit`.
 #[derive(Debug, clap::Args)]
@@ -33,21 +31,8 @@ pub(crate) struct Args {
     /// Stop each answer after this many tokens
     #[arg(long, value_name = "N")]
     max_tokens: Option<u32>,
-    /// Hold at most this many USD for each item, and take only offers that fit
-    #[arg(long, value_name = "USD")]
-    max_cost: Option<Usd>,
-    /// Let items expire after this time, such as 10m or 2h
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    deadline: Option<Duration>,
-    /// Begin only after this time, such as 2h
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    delay: Option<Duration>,
-    /// Go before jobs of a lower priority, from -9 to what an operator allows
-    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-9..=9))]
-    priority: Option<i32>,
-    /// Give the batch a name for people
-    #[arg(long, value_name = "TEXT")]
-    title: Option<String>,
+    #[command(flatten)]
+    terms: TermsArgs,
     /// Wait until every item has ended, and print the results as JSON lines
     #[arg(long)]
     wait: bool,
@@ -60,14 +45,9 @@ pub(super) async fn run(
     context: &Context,
 ) -> Result<(), CommandError> {
     let items = input::read(&args.file, args.plain, args.system.as_deref())?;
-    let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
     let mut request = SubmitBatch::new(&args.model, JobKind::Chat, items);
     request.max_tokens = args.max_tokens;
-    request.terms.max_cost = args.max_cost;
-    request.terms.deadline_secs = args.deadline.map(seconds);
-    request.terms.delay_secs = args.delay.map(seconds);
-    request.terms.priority = args.priority;
-    request.terms.title.clone_from(&args.title);
+    request.terms = args.terms.terms();
     let rpc = context.user(key).await?;
     let submitted = rpc.submit_batch(&request).await?;
     let batch = &submitted.batch;

@@ -33,7 +33,7 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Submit a job and print its id, without waiting for the answer
-    Submit(submit::Args),
+    Submit(Box<submit::Args>),
     /// List jobs, the newest first
     Ls(ls::Args),
     /// Show a job, its attempts, what it cost and its answer

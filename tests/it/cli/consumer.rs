@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use infernet::control::rpc::{FailAttempt, FailureCode, Usage};
+use infernet::control::rpc::{FailAttempt, FailureCode, Inventory, Usage};
 use infernet::identity::Keys;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -401,6 +401,97 @@ async fn an_operator_gives_credit_once() {
     .await;
     assert_eq!(proof.code, Some(0), "{proof:?}");
     assert!(proof.stderr.contains("The ledger is sound."), "{proof:?}");
+    market.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_goes_where_its_terms_say() {
+    let market = TestMarket::open().await;
+    let home = consumer_home(&market, "1").await;
+    let attic = market.node("attic", MODEL, 4).await;
+    let attic_id = attic.rpc.whoami().await.unwrap().id.to_string();
+    let told = async |job: &str| run(home.path(), &["job", "explain", job]).await.stdout;
+    let submit = async |terms: &[&str]| {
+        let arguments = [&["job", "submit", MODEL, "hi", "--max-cost", "0.01"], terms].concat();
+        let said = run(home.path(), &arguments).await;
+        assert_eq!(said.code, Some(0), "{terms:?}: {said:?}");
+        said.stdout.trim().to_owned()
+    };
+
+    // What no node fits waits, and says why.
+    for (terms, reason) in [
+        (&["--exclude", &attic_id][..], "excluded"),
+        (&["--label", "ssd"], "without the labels"),
+        (&["--region", "eu-west"], "in another region"),
+        (&["--vram-gb", "24"], "too little memory"),
+    ] {
+        let id = submit(terms).await;
+        let told = told(&id).await;
+        assert!(told.contains("It waits: "), "{terms:?}: {told}");
+        assert!(told.contains(&format!("attic\t\t{reason}")), "{terms:?}: {told}");
+        let cancelled = run(home.path(), &["job", "cancel", &id]).await;
+        assert_eq!(cancelled.code, Some(0), "{cancelled:?}");
+    }
+    let id = submit(&["--delay", "1h"]).await;
+    let delayed = told(&id).await;
+    assert!(delayed.contains("at the earliest"), "{delayed}");
+
+    // A node that has it is found among those that have it not, and one may be preferred.
+    let inventory = Inventory {
+        platform: "test".into(),
+        cpus: 1,
+        labels: vec!["ecc".into(), "ssd".into()],
+        region: Some("eu-west".into()),
+        ..Inventory::default()
+    };
+    let cellar = market.node_on(&market.consumer, "cellar", MODEL, 8, &inventory).await;
+    let cellar_id = cellar.rpc.whoami().await.unwrap().id.to_string();
+    let both = ["--label", "ssd", "--label", "ecc", "--region", "eu-west", "--prefer", &attic_id];
+    let labelled = told(&submit(&both).await).await;
+    assert!(labelled.contains("Given to node cellar"), "{labelled}");
+    for (id, name) in [(&attic_id, "attic"), (&cellar_id, "cellar")] {
+        let job = submit(&["--prefer", id]).await;
+        let preferred = told(&job).await;
+        assert!(preferred.contains(&format!("Given to node {name}")), "{preferred}");
+        // Where the ids of nodes are read.
+        let preferred = run(home.path(), &["job", "explain", &job, "--json"]).await;
+        assert_eq!(lines(&preferred)[0]["attempts"][0]["node"]["id"], *id, "{preferred:?}");
+    }
+
+    let id = submit(&["--priority", "-3", "--title", "later"]).await;
+    let database = market.plane.connect("postgres").await;
+    let row = "select priority, title from public.jobs where id::text = $1";
+    let row = database.query_one(row, &[&id]).await.unwrap();
+    assert_eq!((row.get::<_, i16>(0), row.get(1)), (-3, "later"));
+
+    for (terms, code, part) in [
+        (["--priority", "1"], 1, "priority may be -9 to 0"),
+        (["--priority", "10"], 2, "10 is not in -9..=9"),
+        (["--vram-gb", "0"], 2, "0 is not in 1..="),
+        (["--vram-gb", "much"], 2, "invalid digit"),
+        (["--exclude", "attic"], 2, "\"attic\" is not the whole id of a node"),
+        (["--prefer", &attic_id[..13]], 2, "is not the whole id of a node"),
+        (["--label", ""], 2, "a value is required"),
+        (["--delay", "soon"], 2, "\"soon\" is not a time"),
+    ] {
+        let arguments = [&["job", "submit", MODEL, "hi"][..], &terms].concat();
+        let said = run(home.path(), &arguments).await;
+        assert_eq!(said.code, Some(code), "{terms:?}: {said:?}");
+        assert!(said.stderr.contains(part), "{terms:?}: {said:?}");
+    }
+
+    // A batch's terms are those of each of its items.
+    let file = home.path().join("items.jsonl");
+    std::fs::write(&file, "\"one\"\n\"two\"\n").unwrap();
+    let arguments =
+        ["batch", "submit", MODEL, file.to_str().unwrap(), "--label", "ssd", "--priority=-2"];
+    let said = run(home.path(), &arguments).await;
+    assert_eq!(said.code, Some(0), "{said:?}");
+    let rows = "select priority, labels from public.jobs where batch_id::text = $1";
+    let rows = database.query(rows, &[&said.stdout.trim()]).await.unwrap();
+    let rows: Vec<(i16, Vec<String>)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    assert_eq!(rows, vec![(-2, vec!["ssd".to_owned()]); 2]);
+    drop(database);
     market.close().await;
 }
 

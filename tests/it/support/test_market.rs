@@ -63,6 +63,19 @@ impl TestMarket {
         model: &str,
         slots: u32,
     ) -> TestNode {
+        let inventory = Inventory { platform: "test".into(), cpus: 1, ..Inventory::default() };
+        self.node_on(owner, name, model, slots, &inventory).await
+    }
+
+    /// The same on a machine of another kind.
+    pub(crate) async fn node_on(
+        &self,
+        owner: &Rpc,
+        name: &str,
+        model: &str,
+        slots: u32,
+        inventory: &Inventory,
+    ) -> TestNode {
         let keys = Keys::generate();
         let session = Session::new(control(&self.plane), keys.clone(), LoginKind::Node);
         let code = owner.make_enrolment("provider", None).await.unwrap().code;
@@ -76,9 +89,8 @@ impl TestMarket {
             digest: None,
             context_length: None,
         })];
-        let inventory = Inventory { platform: "test".into(), cpus: 1, ..Inventory::default() };
         let rpc = Rpc::new(session.clone());
-        rpc.register_node(&inventory, &offers, true).await.unwrap();
+        rpc.register_node(inventory, &offers, true).await.unwrap();
         let shutdown = CancellationToken::new();
         let realtime = job_stream::open_realtime(&session, shutdown.clone()).unwrap();
         TestNode { rpc, keys, url: self.plane.url().to_owned(), realtime, shutdown }
