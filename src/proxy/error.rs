@@ -8,6 +8,7 @@ use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
+use super::request::TERMS_KEY;
 use crate::control::rpc::{Job, JobState, RpcError};
 
 /// Tells OpenAI's clients whether to repeat.
@@ -191,6 +192,9 @@ impl From<RpcError> for ApiError {
             Some("insufficient_funds") => of(StatusCode::TOO_MANY_REQUESTS, "insufficient_quota")
                 .code("insufficient_quota")
                 .once(),
+            Some(word @ ("bad_needs" | "bad_priority")) => {
+                Self { param: Some(TERMS_KEY.to_owned()), ..invalid() }.code(word)
+            }
             Some("queue_full") => {
                 of(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error").code("rate_limit_exceeded")
             }
@@ -253,6 +257,7 @@ mod tests {
             (429, "queue_full", 429, "rate_limit_exceeded"),
             (413, "prompt_too_large", 400, "context_length_exceeded"),
             (422, "bad_input", 400, "bad_input"),
+            (422, "bad_needs", 400, "bad_needs"),
             (422, "cap_below_offers", 400, "cap_below_offers"),
             (403, "suspended", 403, "suspended"),
             (401, "not_signed_in", 502, "not_signed_in"),

@@ -44,7 +44,7 @@ use self::error::ApiError;
 use self::market::Market;
 use self::request::{EmbeddingRequest, Form, TextRequest};
 use crate::control::job_stream::open_realtime;
-use crate::control::rpc::{JobKind, OverviewModel, Rpc, SubmitJob};
+use crate::control::rpc::{JobKind, JobTerms, OverviewModel, Rpc, SubmitJob};
 use crate::http_server::{Limits, serve};
 use crate::id::JobId;
 use crate::money::Usd;
@@ -68,9 +68,11 @@ const JSON: &str = "application/json";
 /// What every job of the proxy is submitted with.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ProxyOptions {
-    /// The most that one job may cost; the control plane's own cap when absent.
+    /// The most that one job may cost, whatever its client asks for; the control plane's own
+    /// cap when absent.
     pub max_cost: Option<Usd>,
-    /// Seconds until a job expires; the control plane's own deadline when absent.
+    /// Seconds until a job expires whose client does not say; the control plane's own deadline
+    /// when absent.
     pub deadline_secs: Option<u32>,
 }
 
@@ -111,12 +113,14 @@ struct Context {
 }
 
 impl ProxyOptions {
-    /// Makes a job with a new id.
-    fn job(&self, model: &str, kind: JobKind, input: Value) -> SubmitJob {
+    /// Makes a job with a new id, of the terms that its client asks for. A client may
+    /// lower what it may cost, and not raise it; another deadline it may set.
+    fn job(&self, model: &str, kind: JobKind, input: Value, asked: &JobTerms) -> SubmitJob {
         let mut job = SubmitJob::chat(model, input);
         job.kind = kind;
-        job.terms.max_cost = self.max_cost;
-        job.terms.deadline_secs = self.deadline_secs;
+        job.terms = asked.clone();
+        job.terms.max_cost = asked.max_cost.into_iter().chain(self.max_cost).min();
+        job.terms.deadline_secs = asked.deadline_secs.or(self.deadline_secs);
         job
     }
 }

@@ -3,13 +3,14 @@
 //! A request becomes one job for each choice that it asks for. What OpenAI's API says
 //! of the connection or of OpenAI's own housekeeping stays here; every other key goes
 //! into the job's input as it is, and the control plane says which it takes. A key
-//! that would change the answer is never dropped in silence.
+//! that would change the answer is never dropped in silence. What OpenAI's API has no
+//! word for is asked for in an object of its own, `infernet`: the [`JobTerms`].
 
 use serde_json::{Map, Value, json};
 
 use super::ProxyOptions;
 use super::error::ApiError;
-use crate::control::rpc::{JobKind, SubmitJob};
+use crate::control::rpc::{JobKind, JobTerms, SubmitJob};
 
 /// The most choices for one prompt.
 const CHOICES_LIMIT: u64 = 16;
@@ -19,6 +20,9 @@ const JOBS_LIMIT: usize = 64;
 
 /// The most texts of one request for embeddings, as OpenAI has it.
 const TEXTS_LIMIT: usize = 2048;
+
+/// The key of what only this market knows.
+pub(super) const TERMS_KEY: &str = "infernet";
 
 /// Keys that say nothing to whoever writes the answer.
 const DROPPED_KEYS: [&str; 7] = [
@@ -122,6 +126,19 @@ impl Keys {
         }
     }
 
+    /// Takes the terms of the job.
+    fn terms(&mut self) -> Result<JobTerms, ApiError> {
+        let Some(value) = self.0.remove(TERMS_KEY) else { return Ok(JobTerms::default()) };
+        // Reading them would take a list for the values of an object, in order.
+        if !value.is_object() || value.get("needs").is_some_and(|needs| !needs.is_object()) {
+            let message = "`infernet` must be an object, and its `needs` another one.";
+            return Err(ApiError::wrong(TERMS_KEY, message));
+        }
+        serde_json::from_value(value).map_err(|error| {
+            ApiError::wrong(TERMS_KEY, format!("`infernet` cannot be read: {error}."))
+        })
+    }
+
     fn drop_housekeeping(&mut self) {
         for key in DROPPED_KEYS {
             self.0.remove(key);
@@ -158,6 +175,7 @@ impl TextRequest {
         let newer = keys.count("max_completion_tokens", u64::from(u32::MAX))?;
         let older = keys.count("max_tokens", u64::from(u32::MAX))?;
         let max_tokens = newer.or(older).and_then(|tokens| u32::try_from(tokens).ok());
+        let terms = keys.terms()?;
         keys.drop_housekeeping();
         keys.without_effect("top_logprobs", &[json!(0)])?;
         let (kind, prompts) = match form {
@@ -190,7 +208,7 @@ impl TextRequest {
                 {
                     input.insert("seed".to_owned(), json!(seed.wrapping_add_unsigned(choice)));
                 }
-                let mut job = options.job(&model, kind, Value::Object(input));
+                let mut job = options.job(&model, kind, Value::Object(input), &terms);
                 job.max_tokens = max_tokens;
                 jobs.push(job);
             }
@@ -211,6 +229,7 @@ impl EmbeddingRequest {
     pub(super) fn parse(body: &[u8], options: &ProxyOptions) -> Result<Self, ApiError> {
         let mut keys = Keys::parse(body)?;
         let model = keys.model()?;
+        let terms = keys.terms()?;
         keys.drop_housekeeping();
         let base64 = match keys.0.remove("encoding_format") {
             None => false,
@@ -225,7 +244,7 @@ impl EmbeddingRequest {
         let count = texts.len();
         let mut input = keys.0;
         input.insert("input".to_owned(), json!(texts));
-        let job = options.job(&model, JobKind::Embedding, Value::Object(input));
+        let job = options.job(&model, JobKind::Embedding, Value::Object(input), &terms);
         Ok(Self { model, job, texts: count, base64 })
     }
 }
@@ -293,6 +312,65 @@ mod tests {
         let prompts: Vec<_> = request.jobs.iter().map(|job| job.input["prompt"].clone()).collect();
         assert_eq!(prompts, ["a", "a", "b", "b"]);
         assert_eq!(request.jobs[0].kind, JobKind::Completion);
+    }
+
+    #[test]
+    fn terms_of_the_market_are_of_each_job_and_not_of_its_input() {
+        let options = ProxyOptions { max_cost: "0.01".parse().ok(), deadline_secs: Some(60) };
+        let terms = |infernet: Value| {
+            let body = json!({"model": "m", "messages": [], "n": 2, "infernet": infernet});
+            let request =
+                TextRequest::parse(Form::Chat, body.to_string().as_bytes(), &options).unwrap();
+            assert_eq!(request.jobs[0].input, json!({"messages": []}));
+            assert_eq!(request.jobs[0].terms, request.jobs[1].terms);
+            request.jobs[0].terms.clone()
+        };
+        let node = "0192f3a4-5b6c-7d8e-9f00-112233445566";
+        let asked = terms(json!({
+            "needs": {"vram_gb": 24, "labels": ["ssd"], "exclude": [node]}, "priority": -1,
+            "deadline_secs": 90, "max_cost": "0.002",
+        }));
+        assert_eq!(asked.needs.vram_gb, Some(24));
+        assert_eq!(asked.needs.labels, ["ssd"]);
+        assert_eq!(asked.needs.exclude, [node.parse().unwrap()]);
+        assert_eq!((asked.priority, asked.deadline_secs), (Some(-1), Some(90)));
+        assert_eq!(asked.max_cost, "0.002".parse().ok());
+        // A client cannot spend more than the proxy allows.
+        assert_eq!(terms(json!({"max_cost": 5})).max_cost, options.max_cost);
+        for nothing in [json!({}), Value::Null] {
+            let untouched = JobTerms {
+                max_cost: options.max_cost,
+                deadline_secs: Some(60),
+                ..JobTerms::default()
+            };
+            assert_eq!(terms(nothing), untouched);
+        }
+
+        let body = json!({"model": "m", "input": "x", "infernet": {"needs": {"region": "eu"}}});
+        let request = EmbeddingRequest::parse(body.to_string().as_bytes(), &options).unwrap();
+        assert_eq!(request.job.terms.needs.region.as_deref(), Some("eu"));
+        assert_eq!(request.job.input, json!({"input": ["x"]}));
+    }
+
+    #[test]
+    fn terms_that_cannot_be_read_are_refused() {
+        for (wrong, part) in [
+            (json!("fast"), "must be an object"),
+            (json!([]), "must be an object"),
+            (json!({"needs": [24]}), "must be an object"),
+            (json!({"prio": 1}), "unknown field `prio`"),
+            (json!({"p_priority": 1}), "unknown field `p_priority`"),
+            (json!({"needs": {"gpu": "H200"}}), "unknown field `gpu`"),
+            (json!({"needs": {"vram_gb": -1}}), "`-1`"),
+            (json!({"needs": {"exclude": ["attic"]}}), "UUID"),
+            (json!({"deadline_secs": "1h"}), "\"1h\""),
+        ] {
+            let body = json!({"model": "m", "messages": [], "infernet": wrong});
+            let error = parse(Form::Chat, &body).unwrap_err();
+            assert_eq!(error["type"], "invalid_request_error", "{body}");
+            assert_eq!(error["param"], "infernet", "{body}");
+            assert!(error["message"].as_str().unwrap().contains(part), "{error}");
+        }
     }
 
     #[test]

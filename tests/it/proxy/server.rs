@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use infernet::control::rpc::JobState;
+use infernet::control::rpc::{Job, JobState};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -191,6 +191,55 @@ async fn answers_and_refusals_speak_as_openai_does() {
     assert!(status == 200 || status == 500, "{status}");
     assert!(text.contains("server_error") && !text.contains("[DONE]"), "{text}");
     assert!(agent.stop().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn terms_of_the_market_reach_the_job() {
+    let world = World::start().await;
+    let engine = FixedRateEngine::start(Duration::from_millis(5)).await;
+    let (attic, cellar) =
+        (world.enrol("attic", &engine, 4).await, world.enrol("cellar", &engine, 4).await);
+    let (mut attic, mut cellar) = (attic.start().await, cellar.start().await);
+    let proxy = TestProxy::start(&world, &["--max-cost", "0.01", "--deadline", "60s"]).await;
+    let asked = async |terms: Value| {
+        let mut body = ask(4);
+        body["infernet"] = terms;
+        let response = proxy.post("/chat/completions", &body).send().await.unwrap();
+        let id = response.headers()["x-request-id"].to_str().unwrap().parse().unwrap();
+        assert_eq!(response.status(), 200, "{}", response.text().await.unwrap());
+        proxy.rpc.get_job(id).await.unwrap()
+    };
+    let node = |job: &Job| job.attempt.as_ref().unwrap().node.id;
+    let first = node(&asked(Value::Null).await);
+    let second = node(&asked(json!({"needs": {"exclude": [first]}})).await);
+    assert_ne!(second, first);
+    assert_eq!(node(&asked(json!({"needs": {"prefer": [first]}})).await), first);
+    let job = asked(json!({
+        "needs": {"exclude": [second]}, "max_cost": "0.002", "deadline_secs": 300, "priority": -1,
+        "title": "asked",
+    }))
+    .await;
+    assert_eq!((node(&job), job.title.as_deref()), (first, Some("asked")));
+    assert_eq!(job.held, "0.002".parse().unwrap());
+    let lasts = job.deadline_at.unwrap().duration_since(job.created_at);
+    assert_eq!(lasts.as_secs(), 300);
+
+    for (terms, code) in [
+        (json!({"need": {}}), "invalid_value"),
+        (json!({"needs": {"label": ["ssd"]}}), "invalid_value"),
+        (json!({"priority": 1}), "bad_priority"),
+        (json!({"needs": {"labels": vec!["x"; 33]}}), "bad_needs"),
+    ] {
+        let mut body = ask(4);
+        body["infernet"] = terms;
+        let response = proxy.post("/chat/completions", &body).send().await.unwrap();
+        assert_eq!(response.status(), 400, "{body}");
+        let answer: Value = serde_json::from_slice(&response.bytes().await.unwrap()).unwrap();
+        let error = &answer["error"];
+        assert_eq!(error["type"], "invalid_request_error", "{answer}");
+        assert_eq!((&error["param"], &error["code"]), (&json!("infernet"), &json!(code)));
+    }
+    assert!(attic.stop().await.success() && cellar.stop().await.success());
 }
 
 #[tokio::test(flavor = "multi_thread")]
