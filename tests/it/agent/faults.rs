@@ -17,8 +17,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 #[tokio::test(flavor = "multi_thread")]
 async fn the_job_of_a_killed_agent_runs_again_when_it_comes_back() {
     let RunningJob { world, engine: _engine, node, mut agent, consumer, mut running } =
-        RunningJob::start(PAUSE, 100).await;
-    running.hear(None, |heard| heard.deltas > 3).await;
+        RunningJob::start(PAUSE, 100, |heard| heard.deltas > 3).await;
     agent.kill_9();
     assert_eq!(std::fs::read_dir(node.folder.join("state/attempts")).unwrap().count(), 1);
 
@@ -61,9 +60,8 @@ async fn the_job_of_a_killed_agent_goes_elsewhere_after_the_lease() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_control_plane_comes_back_and_everything_goes_on() {
-    let RunningJob { mut world, engine: _engine, node, agent: _agent, consumer, mut running } =
-        RunningJob::start(PAUSE, 100).await;
-    running.hear(None, |heard| heard.deltas > 3).await;
+    let RunningJob { mut world, engine: _engine, node, agent: _agent, consumer, running } =
+        RunningJob::start(PAUSE, 100, |heard| heard.deltas > 3).await;
     world.control.kill_9();
     node.wait_for_own("unreachable", |own| own.phase == Phase::Unreachable).await;
     world.restart_control().await;

@@ -72,9 +72,8 @@ async fn jobs_wait_for_a_slot_and_follow_each_other() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_delivered_before_a_cancel_is_charged() {
-    let RunningJob { world, engine, node: _node, agent: _agent, consumer, mut running } =
-        RunningJob::start(PAUSE, 2000).await;
-    running.hear(None, |heard| heard.text.len() > 100).await;
+    let RunningJob { world, engine, node: _node, agent: _agent, consumer, running } =
+        RunningJob::start(PAUSE, 2000, |heard| heard.text.len() > 100).await;
     let held = consumer.rpc.cancel_job(running.id).await.unwrap().held;
     let job = consumer.ended(running.id).await;
     assert_eq!(job.state, JobState::Cancelled);
@@ -98,8 +97,7 @@ async fn a_consumer_hears_again_what_it_missed() {
         agent: _agent,
         consumer,
         mut running,
-    } = RunningJob::start(PAUSE, 200).await;
-    running.hear(None, |heard| heard.text.len() > 60).await;
+    } = RunningJob::start(PAUSE, 200, |heard| heard.text.len() > 60).await;
     let job = consumer.rpc.get_job(running.id).await.unwrap();
     let attempt = job.attempt.unwrap().id;
     running.ask_again(attempt, 10);
@@ -182,7 +180,7 @@ async fn a_job_fails_with_the_reason_when_engines_keep_dying() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stopping_agent_finishes_what_it_holds() {
     let RunningJob { world: _world, engine: _engine, node, mut agent, consumer, running } =
-        RunningJob::start(PAUSE, 100).await;
+        RunningJob::start(PAUSE, 100, |heard| heard.deltas > 2).await;
     agent.signal(Signal::SIGINT);
     node.wait_for_own("draining", |own| own.phase == Phase::Draining).await;
     let waiting = consumer.submit(5).await;
@@ -216,7 +214,7 @@ async fn a_stopping_agent_hands_back_what_it_cannot_finish() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_signal_ends_the_agent_now() {
     let RunningJob { world: _world, engine: _engine, node, mut agent, consumer, running } =
-        RunningJob::start(Duration::from_millis(500), 500).await;
+        RunningJob::start(Duration::from_millis(500), 500, |heard| heard.deltas > 1).await;
     let began = std::time::Instant::now();
     agent.signal(Signal::SIGTERM);
     node.wait_for_own("draining", |own| own.phase == Phase::Draining).await;
