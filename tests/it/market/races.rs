@@ -189,14 +189,26 @@ async fn nodes_race_for_jobs_and_no_slot_is_given_twice() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_race_goes_wrong_without_the_lock_of_the_slot() {
-    let verdict = Box::pin(race(300, &[UNGUARDED_SLOT])).await;
-    assert!(verdict.oversubscribed > 0, "{verdict:?}");
+    goes_wrong(UNGUARDED_SLOT, |verdict| verdict.oversubscribed > 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_race_goes_wrong_without_the_lock_of_the_attempt() {
-    let verdict = Box::pin(race(300, &[UNGUARDED_START])).await;
-    assert!(verdict.started_twice > 0, "{verdict:?}");
+    goes_wrong(UNGUARDED_START, |verdict| verdict.started_twice > 0).await;
+}
+
+/// Races without a guard until it goes wrong: on a busy machine the nodes may not meet in
+/// every race.
+async fn goes_wrong(weakness: &'static str, did: impl Fn(&Verdict) -> bool) {
+    let mut verdicts = Vec::new();
+    for _race in 0..4 {
+        let verdict = Box::pin(race(300, &[weakness])).await;
+        if did(&verdict) {
+            return;
+        }
+        verdicts.push(verdict);
+    }
+    panic!("the guard was not missed: {verdicts:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
