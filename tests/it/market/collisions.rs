@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use crate::support::frozen_market::{
-    Answer, BEGINNING, FrozenMarket, FrozenServer, Millis, completion, sha256,
+    Answer, BEGINNING, FrozenMarket, FrozenServer, Millis, completion, result, sha256,
 };
 
 type Outcome = Result<Answer, tokio_postgres::Error>;
@@ -190,6 +190,57 @@ async fn a_result_handed_in_many_times_at_once_is_paid_once() {
 async fn results_at_once_go_wrong_without_the_lock_of_the_attempt() {
     let weaknesses = [("infernet.complete_one", " for update of j, a", "")];
     assert_ne!(duplicate_results(10, &weaknesses).await, Vec::<String>::new());
+}
+
+/// Many results a call, from four nodes at once: each call pays into accounts that the
+/// others pay into, in the order of its own results.
+async fn many_results(rounds: usize, weaknesses: &[Weakness]) -> Vec<String> {
+    const EACH: usize = 12;
+    let mut arena = Arena::start(4, 4, 12, weaknesses).await;
+    let nodes = arena.nodes.clone();
+    for _ in 0..rounds {
+        let mut results: Vec<Vec<Value>> = vec![Vec::new(); nodes.len()];
+        for _ in 0..nodes.len() * EACH {
+            let attempt = arena.submit(Uuid::now_v7()).await["attempt"].take();
+            let node = attempt["node"]["id"].as_str().unwrap().parse().unwrap();
+            let begun = arena.begin(node, attempt["id"].as_str().unwrap()).await;
+            let index = nodes.iter().position(|other| *other == node).unwrap();
+            let name = format!("node-{index}");
+            results[index].push(result(&name, &begun, "done", "stop", (9, 4)));
+        }
+        let calls = nodes.iter().zip(results).map(|(node, results)| {
+            (Some(*node), format!("public.complete_attempts('{}')", Value::from(results)))
+        });
+        let outcomes = arena.at_once(calls.collect()).await;
+        let answers = outcomes.into_iter().flatten().flatten();
+        let accepted: usize = answers
+            .map(|answer| {
+                let results = answer["results"].as_array().unwrap();
+                results.iter().filter(|result| result["accepted"] == true).count()
+            })
+            .sum();
+        arena.check(accepted == nodes.len() * EACH, || format!("only {accepted} were accepted"));
+        if !arena.faults.is_empty() {
+            break;
+        }
+    }
+    arena.end().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_hand_in_many_results_at_once_do_not_wait_for_each_other_for_ever() {
+    assert_eq!(many_results(3, &[]).await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_results_at_once_go_wrong_without_the_order_of_their_accounts() {
+    let weaknesses = [(
+        "infernet.complete_attempts",
+        "perform infernet.lock_capture_accounts(v_node.id, v_ids);",
+        "",
+    )];
+    let faults = many_results(12, &weaknesses).await;
+    assert!(faults.iter().any(|fault| fault.contains("deadlock")), "{faults:?}");
 }
 
 /// The same submit, 16 times at once.
