@@ -88,12 +88,23 @@ async fn a_flood_of_output_fills_no_disk() {
     assert!(host.last_words(&walled.0).await.len() < 8192);
 }
 
-/// Says whether a process with this word in its command line lives on this machine.
-fn lives(word: &str) -> bool {
-    std::fs::read_dir("/proc").unwrap().flatten().any(|entry| {
+/// Counts the processes of this machine with this word in their command line.
+fn living(word: &str) -> usize {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let named = processes.filter(|entry| {
         std::fs::read(entry.path().join("cmdline"))
             .is_ok_and(|line| String::from_utf8_lossy(&line).split('\0').any(|part| part == word))
-    })
+    });
+    named.count()
+}
+
+/// Waits until the stubborn probe ignores all signals: it does before it has children.
+async fn is_stubborn(token: &str) {
+    let begun = Instant::now();
+    while living(token) < 4 {
+        assert!(begun.elapsed() < Duration::from_secs(30), "{} live", living(token));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test]
@@ -105,23 +116,22 @@ async fn nothing_outlives_its_deadline_by_ignoring_it() {
     let mut arguments = vec!["run", "--detach", "--network", "none", "--name", &free.0, &image];
     arguments.extend(probe);
     assert!(docker(&arguments).status.success());
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    is_stubborn(&token).await;
     assert!(docker(&["kill", "--signal", "TERM", &free.0]).status.success());
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(free.inspect("{{.State.Running}}"), "true", "it does not end when asked");
-    assert!(lives(&token));
+    assert_eq!(living(&token), 4);
     drop(free);
 
     let token = format!("token-{:x}", fastrand::u64(..));
     let walled = Named::new();
     let host = ContainerHost::connect(None).await.unwrap();
     host.start(&walled.0, &walls(&["/probe", "stubborn", &token]).await).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    assert!(lives(&token));
+    is_stubborn(&token).await;
     let begun = Instant::now();
     host.remove(&walled.0).await.unwrap();
     assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
-    assert!(!lives(&token), "neither it nor its children live on");
+    assert_eq!(living(&token), 0, "neither it nor its children live on");
 }
 
 #[tokio::test]
